@@ -1,0 +1,31 @@
+# make demo   train three concepts, fuse them, draw them together (a few minutes, offline after installing)
+# make test   lint and run the tests
+# PYTHON=python3.12 make …   uses another Python (3.11 or later)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m tools.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+
+# The stamps say that the pinned packages are installed: a second run starts at once.
+$(VENV)/.installed: $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: PYTHON=python3.12 make …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,46 @@
+"""Training progress in the terminal: stage, bar, loss, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_STAGES = {
+    "spectrum": "taking the spectrum",
+    "prior": "asking the base (prior)",
+    "train": "training",
+    "measure": "measuring",
+}
+
+
+@contextmanager
+def training_progress(name: str) -> Iterator:
+    """Yields a `concepts.trainer.Report` that draws on stderr."""
+    columns = (
+        TextColumn(f"[bold]{name}[/] {{task.description}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, done: int, total: int, loss: float | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_STAGES[stage], total=total, loss="")
+            shown = "" if loss is None else f"loss {loss:.3f}"
+            bars.update(tasks[stage], completed=done, total=total, loss=shown)
+
+        yield report

@@ -1,0 +1,1 @@
+"""From several concept files to one fused file. Run as `python -m fusion`."""

@@ -1,0 +1,265 @@
+"""Whatever people put into a folder becomes upright RGB squares with a caption, or one sentence naming it."""
+
+import io
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from concepts import dataset
+from concepts.dataset import CAPTIONS, read_folder, with_name
+from spectral_diffusion.errors import InputError
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+UPRIGHT = 6  # EXIF: rotate by 90° clockwise to show
+
+
+def halves(width=80, height=60, mode="RGB"):
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), RED)
+    ImageDraw.Draw(image).rectangle((width // 2, 0, width, height), fill=BLUE)
+    return image.quantize(8) if mode == "P" else image.convert(mode)
+
+
+def read(folder, size=32, **options):
+    return read_folder(folder, "rex", size, **options)
+
+
+def one(folder, **options):
+    (example,), _ = read(folder, **options)
+    return example
+
+
+def near(pixel, colour, by=12):
+    return all(abs(a - b) <= by for a, b in zip(pixel, colour, strict=True))
+
+
+def refused(folder, *said):
+    with pytest.raises(InputError) as refusal:
+        read(folder)
+    message = str(refusal.value)
+    assert all(part in message for part in said), message
+    assert "\n" not in message
+
+
+def test_a_plain_folder_gives_sorted_square_rgb_examples(tmp_path):
+    for name in ("b.png", "a.jpg", "c.WEBP"):
+        halves().save(tmp_path / name)
+    examples, notes = read(tmp_path)
+    assert [example.path.name for example in examples] == ["a.jpg", "b.png", "c.WEBP"]
+    assert all((e.image.mode, e.image.size, e.mask) == ("RGB", (32, 32), None) for e in examples)
+    assert [e.caption for e in examples] == [text.format("<rex>") for text in CAPTIONS[:3]]
+    assert notes == []
+
+
+def test_one_picture_is_allowed_with_a_warning(tmp_path):
+    halves().save(tmp_path / "a.png")
+    examples, notes = read(tmp_path)
+    assert len(examples) == 1
+    assert "one picture only" in notes[0]
+
+
+def test_small_and_ignored_files_are_told(tmp_path):
+    halves().save(tmp_path / "a.png")
+    halves(20, 10).save(tmp_path / "b.png")
+    (tmp_path / "c.heic").write_bytes(b"x")
+    _, notes = read(tmp_path)
+    assert notes == [
+        "c.heic is ignored: only PNG, JPEG and WebP are read.",
+        "b.png is 20 × 10, smaller than 32: it is enlarged.",
+    ]
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    refused(tmp_path, str(tmp_path), "no picture", "PNG, JPEG and WebP")
+
+
+def test_a_folder_of_other_files_is_refused_with_what_is_accepted(tmp_path):
+    halves().save(tmp_path / "a.gif")
+    refused(tmp_path, "only a.gif", "PNG, JPEG and WebP")
+
+
+@pytest.mark.parametrize("name", ["missing", "file.png"])
+def test_what_is_no_folder_is_refused(tmp_path, name):
+    (tmp_path / "file.png").write_bytes(b"")
+    refused(tmp_path / name, "is not a folder")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_truncated_picture_is_refused_by_name(tmp_path, name):
+    content = io.BytesIO()
+    Image.effect_noise((200, 200), 90).convert("RGB").save(content, dataset.FORMATS[name[1:]])
+    (tmp_path / name).write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
+    refused(tmp_path, name, "truncated or damaged")
+
+
+@pytest.mark.parametrize("content", [b"dear diary", b"", b"<html>", b"\x00" * 400])
+def test_a_text_named_jpg_is_refused_by_name(tmp_path, content):
+    halves().save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(content)
+    refused(tmp_path, "b.jpg is not a picture")
+
+
+def test_a_gif_named_png_is_refused(tmp_path):
+    halves().save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    refused(tmp_path, "a.png is not a picture")
+
+
+def test_a_twenty_megapixel_photo_turned_by_exif_is_upright_and_quick(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = UPRIGHT
+    halves(5472, 3648).save(tmp_path / "a.jpg", exif=exif)
+    begin = time.perf_counter()
+    image = one(tmp_path, size=128).image
+    assert time.perf_counter() - begin < 5
+    assert near(image.getpixel((64, 10)), RED) and near(image.getpixel((64, 118)), BLUE)
+
+
+@pytest.mark.parametrize("size", [(20_000, 7_000), (60_000, 60_000)])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, size):
+    content = io.BytesIO()
+    Image.new("1", (8, 8)).save(content, "PNG")
+    head = content.getvalue()
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0)
+    bomb = head[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    refused(tmp_path, "bomb.png", "120 megapixels")
+
+
+def test_a_strip_is_refused(tmp_path):
+    halves(900, 100).save(tmp_path / "a.png")
+    refused(tmp_path, "a.png is 900 × 100", "too narrow")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("CMYK", "a.jpg"), ("L", "a.jpg"), ("L", "a.png"), ("P", "a.png"), ("1", "a.png"), ("RGBA", "a.webp")],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path, mode, name):
+    halves(mode=mode).save(tmp_path / name)
+    image = one(tmp_path).image
+    expected = halves(mode=mode).convert("RGB")
+    assert image.mode == "RGB"
+    for x, source in ((4, 14), (28, 66)):
+        if mode != "1":  # dithered
+            assert near(image.getpixel((x, 16)), expected.getpixel((source, 30)), by=20)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.new("I;16", (40, 40), 0x8000).save(tmp_path / "a.png")
+    assert one(tmp_path).image.getpixel((16, 16)) == (127, 127, 127)
+
+
+def test_a_transparent_png_lies_on_white_and_its_alpha_is_the_mask(tmp_path):
+    image = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
+    ImageDraw.Draw(image).rectangle((20, 20, 39, 39), fill=(*RED, 255))
+    image.save(tmp_path / "a.png")
+    example = one(tmp_path, size=60)
+    assert example.image.getpixel((2, 2)) == (255, 255, 255)
+    assert example.image.getpixel((30, 30)) == RED
+    assert (example.mask.mode, example.mask.size) == ("L", (60, 60))
+    assert (example.mask.getpixel((2, 2)), example.mask.getpixel((30, 30))) == (0, 255)
+
+
+def test_a_palette_with_transparency_is_masked_too(tmp_path):
+    image = halves(60, 60, "P")
+    image.info["transparency"] = image.getpixel((50, 30))
+    image.save(tmp_path / "a.png", transparency=image.getpixel((50, 30)))
+    example = one(tmp_path, size=60)
+    assert example.image.getpixel((50, 30)) == (255, 255, 255)
+    assert (example.mask.getpixel((10, 30)), example.mask.getpixel((50, 30))) == (255, 0)
+
+
+def test_opaque_alpha_is_no_mask_and_full_transparency_is_refused(tmp_path):
+    halves(mode="RGBA").save(tmp_path / "a.png")
+    assert one(tmp_path).mask is None
+    Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    refused(tmp_path, "a.png", "empty")
+
+
+def mask_on_the_right(size=(80, 60)):
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).rectangle((size[0] * 3 // 4, 0, *size), fill=255)
+    return mask
+
+
+@pytest.mark.parametrize("where", ["mask", "masks"])
+def test_a_mask_beside_the_picture_pulls_the_crop(tmp_path, where):
+    halves(90, 30).save(tmp_path / "a.jpg")
+    assert near(one(tmp_path).image.getpixel((4, 16)), RED, by=40)
+    (tmp_path / where).mkdir()
+    mask_on_the_right((90, 30)).save(tmp_path / where / "a.png")
+    example = one(tmp_path)
+    assert near(example.image.getpixel((4, 16)), BLUE, by=40)
+    assert (example.mask.getpixel((2, 16)), example.mask.getpixel((30, 16))) == (0, 255)
+
+
+def test_a_mask_of_another_size_is_scaled_and_of_another_shape_refused(tmp_path):
+    halves(800, 600).save(tmp_path / "a.png")
+    (tmp_path / "mask").mkdir()
+    mask_on_the_right((80, 60)).save(tmp_path / "mask" / "a.png")
+    assert one(tmp_path).mask.getpixel((30, 16)) == 255
+    mask_on_the_right((60, 80)).save(tmp_path / "mask" / "a.png")
+    refused(tmp_path, "mask", "a.png is 60 × 80", "another shape")
+    Image.new("L", (80, 60)).save(tmp_path / "mask" / "a.png")
+    refused(tmp_path, "a.png", "empty")
+
+
+@pytest.mark.parametrize("given", [".", "image"])
+def test_the_layout_of_mix_of_show_is_read(tmp_path, given):
+    for part in ("image", "caption", "mask"):
+        (tmp_path / part).mkdir()
+    halves().save(tmp_path / "image" / "1.jpg")
+    (tmp_path / "caption" / "1.txt").write_text("a <TOK> on the beach\na second caption\n")
+    mask_on_the_right().save(tmp_path / "mask" / "1.png")
+    example = one(tmp_path / given)
+    assert example.caption == "a <rex> on the beach"
+    assert example.mask.getpixel((30, 16)) == 255
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+@pytest.mark.parametrize(
+    "text", ["<TOK> asleep", "\ufeff\r\n  <rex>   asleep\r\n", "the dog asleep", "A  Dog asleep"]
+)
+def test_captions_name_the_concept(tmp_path, suffix, text):
+    halves().save(tmp_path / "a.png")
+    (tmp_path / f"a{suffix}").write_text(text, encoding="utf-8")
+    assert one(tmp_path, class_word="dog").caption == "<rex> asleep"
+
+
+def test_an_empty_caption_counts_as_none(tmp_path):
+    halves().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("\n \n")
+    assert one(tmp_path).caption == CAPTIONS[0].format("<rex>")
+
+
+def test_a_caption_that_is_not_utf8_is_refused_by_name(tmp_path):
+    halves().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("ein Hündchen".encode("latin-1"))
+    refused(tmp_path, "a.txt is not UTF-8")
+
+
+def test_a_class_word_inside_another_word_is_left_alone():
+    assert with_name("a hotdog stand", "rex", "dog") == "<rex>, a hotdog stand"
+    assert with_name("a dog and the dog", "rex", "dog") == "<rex> and the dog"
+
+
+@given(st.text(max_size=40), st.sampled_from([None, "dog", "c++ (toy)"]))
+def test_every_caption_ends_up_with_the_name_and_stays_so(text, class_word):
+    named = with_name(text, "rex", class_word)
+    assert "<rex>" in named
+    assert "<TOK>" not in named
+    assert with_name(named, "rex", class_word) == named
+
+
+@given(st.tuples(*[st.integers(1, 300)] * 2), st.tuples(*[st.integers(0, 300)] * 4))
+def test_the_crop_is_the_largest_square_and_inside(size, focus):
+    left, top, right, bottom = dataset._square(size, focus)
+    assert right - left == bottom - top == min(size)
+    assert left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1]

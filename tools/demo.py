@@ -1,0 +1,169 @@
+"""`make demo`: from five pictures each to three fused concepts in one picture, with a sheet and a report.
+
+Trains three bundled samples (two of them dogs) on the toybox, apart from each other, fuses them by the sum and
+by the mean of the paper's released code, draws each alone and fused on the same seeds, and all together.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from concepts.dataset import Example, read_folder
+from concepts.progress import training_progress
+from concepts.settings import Settings
+from concepts.trainer import train
+from fusion.fuse import fuse
+from fusion.measure import Kept, Shown, kept, show
+from spectral_diffusion import metrics
+from spectral_diffusion.base import Base, load_base
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.files import atomic_write
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.generate import Request, generate, save
+
+SAMPLES = Path("docs/samples")
+OUTPUT = Path("outputs/demo")
+CAST = {"rex": "dog", "dot": "dog", "mia": "cat"}
+SEEDS = (11, 12)
+TOGETHER = "a photo of <rex>, <dot> and <mia> on the beach"
+_CELL, _MARGIN = 128, 18
+
+
+@contextmanager
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Adds the wall-clock seconds of the block to `seconds[name]`."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+
+
+def teach(
+    base: Base, library: Path, seconds: dict[str, float]
+) -> tuple[list[Concept], dict[str, list[Example]]]:
+    """Trains the cast, one after the other, into `library`."""
+    concepts, photos = [], {}
+    for name, class_word in CAST.items():
+        photos[name] = read_folder(SAMPLES / name, name, base.size).examples
+        with timed(f"train {name}", seconds), training_progress(name) as report:
+            settings = Settings(name=name, class_word=class_word)
+            concepts.append(train(base, photos[name], settings, library, report).concept)
+    return concepts, photos
+
+
+def measure(
+    base: Base, concepts: list[Concept], fusions: dict[str, Fused], photos: dict[str, list[Example]]
+) -> tuple[dict[str, dict[str, Shown]], dict[str, dict[str, Kept]]]:
+    """Pictures of each concept under `alone` and each fusion, and what each fusion keeps of it."""
+    encoder = metrics.toy_identity()
+    references = {
+        name: metrics.references(encoder, [e.image for e in examples], [e.mask for e in examples])
+        for name, examples in photos.items()
+    }
+    plain = {word: show(base, None, f"a {word}", references, CAST, SEEDS) for word in set(CAST.values())}
+    shown: dict[str, dict[str, Shown]] = {}
+    result: dict[str, dict[str, Kept]] = {}
+    for concept in concepts:
+        sources = {"alone": Fused.of(concept), **fusions}
+        shown[concept.name] = {
+            label: show(base, fused, f"<{concept.name}>", references, CAST, SEEDS)
+            for label, fused in sources.items()
+        }
+        mine = shown[concept.name]
+        result[concept.name] = {
+            label: kept(concept.name, mine["alone"], mine[label], plain[concept.class_word])
+            for label in fusions
+        }
+    return shown, result
+
+
+def contact_sheet(
+    photos: dict[str, list[Example]], shown: dict[str, dict[str, Shown]], together: list[Image.Image]
+) -> Image.Image:
+    """A row per concept (photo, then two pictures alone and under each fusion), then all together."""
+    labels = [label for label in next(iter(shown.values())) for _ in range(2)]
+    columns = 1 + len(labels)
+    sheet = Image.new("RGB", (columns * _CELL, (len(photos) + 1) * (_CELL + _MARGIN)), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def put(column: int, row: int, image: Image.Image, text: str) -> None:
+        x, y = column * _CELL, row * (_CELL + _MARGIN)
+        sheet.paste(image.resize((_CELL - 2, _CELL)), (x, y + _MARGIN))
+        draw.text((x + 3, y + 3), text, fill="black")
+
+    for row, name in enumerate(photos):
+        put(0, row, photos[name][0].image, f"{name}: photo")
+        for column, label in enumerate(labels, start=1):
+            images = shown[name][label].images
+            put(column, row, images[0 if column % 2 else len(SEEDS)], label)
+    for column, image in enumerate(together[:columns]):
+        put(column, len(photos), image, "all three, fused by sum" if column == 0 else "")
+    return sheet
+
+
+def report(result: dict[str, dict[str, Kept]], concepts: list[Concept], seconds: dict[str, float]) -> dict:
+    """Everything measured, with seeds, versions and times, as JSON-able data."""
+    packages = ("torch", "diffusers", "transformers", "peft")
+    return {
+        "concepts": {
+            concept.name: {
+                "class": concept.class_word,
+                "columns": str(concept.slice),
+                "identity_of_photos": concept.card["identity_of_photos"],
+                **{label: asdict(value) for label, value in result[concept.name].items()},
+            }
+            for concept in concepts
+        },
+        "pictures_per_cell": len(SEEDS) * 4,
+        "seeds": list(SEEDS),
+        "training_seed": 0,
+        "seconds": seconds,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+
+
+def main() -> None:
+    """Runs the demo into `outputs/demo/`, replacing an earlier run."""
+    seconds: dict[str, float] = {}
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    with timed("total", seconds):
+        with timed("load", seconds):
+            base = load_base("toybox")
+        concepts, photos = teach(base, OUTPUT / "library", seconds)
+        with timed("fuse", seconds):
+            fusions = {"sum": fuse(concepts), "mean": fuse(concepts, method="mean")}
+            fusions["sum"].save(OUTPUT / "trio.safetensors")
+        with timed("measure", seconds):
+            shown, result = measure(base, concepts, fusions, photos)
+        with timed("together", seconds):
+            together = generate(base, Request(TOGETHER, seed=1, count=7), fusions["sum"])
+    for picture in together:
+        save(picture, OUTPUT / "together")
+    with atomic_write(OUTPUT / "sheet.png") as file:
+        contact_sheet(photos, shown, [picture.image for picture in together]).save(file, "PNG")
+    with atomic_write(OUTPUT / "report.json") as file:
+        file.write(json.dumps(report(result, concepts, seconds), indent=1).encode())
+    for name, kinds in result.items():
+        figures = ", ".join(f"{label} keeps {value.retention:.2f}" for label, value in kinds.items())
+        print(f"<{name}> identity alone {kinds['sum'].identity_alone:.2f}; {figures}")
+    print(
+        f"{seconds['total']:.0f} s; look at {OUTPUT / 'sheet.png'}, {OUTPUT / 'together'}, {OUTPUT / 'report.json'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

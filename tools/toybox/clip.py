@@ -1,0 +1,239 @@
+"""Stage `clip`: a small CLIP, whose text tower becomes the pipeline's text encoder.
+
+The contrast is over captions of the base's own scenes. Beside it the image tower names the things
+and the place (two linear heads, dropped afterwards): with 60 nouns a batch holds few near misses,
+and the heads teach what the contrast alone learns slowly.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from tools.toybox import art, loop, scenes
+from tools.toybox.pool import Pool
+
+WIDTH, BATCH = 128, 128
+PLAN = loop.Plan(steps=450, lr=1e-3, warmup=50, seed=2, hold=0.4)
+VISION_PLAN = loop.Plan(steps=1500, lr=1e-3, warmup=50, seed=6, hold=0.2)
+
+# besides nouns and places: words that people put into a prompt, so that each is one token
+_OTHER_WORDS = [
+    "a",
+    "an",
+    "the",
+    "and",
+    "with",
+    "of",
+    "in",
+    "on",
+    "at",
+    "under",
+    "front",
+    "two",
+    "three",
+    "left",
+    "right",
+    "next",
+    "to",
+    "near",
+    "photo",
+    "drawing",
+    "picture",
+    "toy",
+    "small",
+    "big",
+    "little",
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "white",
+    "black",
+    "brown",
+    "grey",
+    "old",
+    "new",
+    "cute",
+    "happy",
+    "person",
+    "man",
+    "woman",
+    "style",
+    "painting",
+    "house",
+    "tree",
+    "sky",
+    "sea",
+    "river",
+    "road",
+    "park",
+    "forest",
+    "street",
+    "kitchen",
+    "garden",
+    "playground",
+    "school",
+    "galaxy",
+    "sitting",
+    "standing",
+    "looking",
+    "flying",
+    "background",
+    "light",
+    "dark",
+    "day",
+    "morning",
+    "evening",
+    "dogs",
+    "cats",
+    "animal",
+    "animals",
+    "pet",
+    "face",
+]
+
+
+def _merged(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
+    """The pieces of `word` after byte-pair encoding with `merges` (pair -> rank)."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while True:
+        pairs = [
+            (merges.get(pair, len(merges)), i) for i, pair in enumerate(pairwise(pieces))
+        ]
+        rank, i = min(pairs, default=(len(merges), 0))
+        if rank == len(merges):
+            return pieces
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+def word_merges(words: list[str]) -> dict[tuple[str, str], int]:
+    """Merges under which each of `words` is one token: later ones rank lower, so none breaks an earlier word."""
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        pieces = _merged(word, merges)
+        while len(pieces) > 1:
+            merges[pieces[0], pieces[1]] = len(merges)
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    return merges
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Writes vocab.json and merges.txt in CLIP's format: bytes, one token per known word."""
+    letters = sorted(_byte_letters())
+    words = sorted({w for p in [*art.NOUNS, *scenes.PLACES, *_OTHER_WORDS] for w in p.split()})
+    merges = word_merges(words)
+    tokens = [*letters, *(b + "</w>" for b in letters), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]))
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes (CLIP's byte-level alphabet)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in shown]
+    return [chr(b) for b in shown] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """The untrained CLIP: text 3 layers, vision 4 layers, both 128 wide, 16-px patches."""
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    text = {
+        **tower,
+        **ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 3,
+    }
+    vision = {**tower, "num_hidden_layers": 4, "image_size": scenes.SIZE, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    return CLIPModel(config)
+
+
+class _Student(nn.Module):
+    """CLIP with the two naming heads used in training only."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+        self.things = nn.Linear(WIDTH, len(art.NOUNS))
+        self.place = nn.Linear(WIDTH, len(scenes.PLACES))
+
+
+def new_student(tokenizer: CLIPTokenizer) -> _Student:
+    """The untrained CLIP with its naming heads."""
+    return _Student(new_clip(tokenizer))
+
+
+def _augment(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur on half of the batch: generated pictures are softer than rendered ones."""
+    half = len(x) // 2
+    small = F.interpolate(
+        x[:half], scale_factor=float(rng.uniform(0.4, 0.9)), mode="bilinear", antialias=True
+    )
+    return torch.cat([F.interpolate(small, size=x.shape[-2:], mode="bilinear"), x[half:]])
+
+
+def _loss(model, tokenizer, pool: Pool, step, rng, noise):
+    rows = rng.choice(len(pool.facts), BATCH, replace=False)
+    x = torch.from_numpy(pool.pictures[np.sort(rows)]).float() / 127.5 - 1
+    rows = np.sort(rows)
+    text = tokenizer(pool.captions(rng, rows), padding=True, return_tensors="pt")
+    nouns, places = list(art.NOUNS), list(scenes.PLACES)
+    named = torch.zeros(BATCH, len(nouns))
+    for i, row in enumerate(rows):
+        named[i, [nouns.index(t) for t in pool.facts[row][0]]] = 1
+    where = torch.tensor([places.index(pool.facts[row][1]) for row in rows])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.clip(pixel_values=_augment(x, rng), **text)
+        things, place = model.things(out.image_embeds), model.place(out.image_embeds)
+    target = torch.arange(BATCH)
+    logits = out.logits_per_image.float()
+    contrast = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    heads = 10 * F.binary_cross_entropy_with_logits(20 * things.float(), named) + F.cross_entropy(
+        20 * place.float(), where
+    )
+    top1 = float((logits.argmax(1) == target).float().mean())
+    return contrast + heads, {
+        "contrast": float(contrast.detach()),
+        "heads": float(heads.detach()),
+        "top1": top1,
+    }
+
+
+def run(work: Path, pool: Pool, plan: loop.Plan = PLAN) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Trains (or resumes) both towers; returns the averaged weights and the tokenizer.
+
+    Short on purpose: the text tower is needed before the UNet can start, the image tower only for measuring.
+    """
+    torch.manual_seed(plan.seed)
+    tokenizer = build_tokenizer(work / "tokenizer")
+    student = new_student(tokenizer)
+    return loop.train(work / "clip", student, partial(_loss, student, tokenizer, pool), plan).clip, tokenizer
+
+
+def run_vision(work: Path, pool: Pool, plan: loop.Plan = VISION_PLAN) -> CLIPModel:
+    """Trains the image tower on, with the text tower that the UNet reads frozen."""
+    torch.manual_seed(plan.seed)
+    tokenizer = build_tokenizer(work / "tokenizer")
+    student = new_student(tokenizer)
+    if not (work / "clip_vision" / "checkpoint.pt").exists():
+        loop.load_average(student, work / "clip")
+    student.clip.text_model.requires_grad_(False)
+    return loop.train(work / "clip_vision", student, partial(_loss, student, tokenizer, pool), plan).clip

@@ -1,0 +1,139 @@
+"""One training loop for every stage: bf16 autocast, EMA, warm-up and cosine decay, checkpoints.
+
+Data and noise of step n come from a generator seeded with (seed, n), so a resumed run sees what an
+uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+Loss = Callable[[int, np.random.Generator, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage's run is: `steps` optimiser steps at peak rate `lr` after `warmup` steps."""
+
+    steps: int
+    lr: float
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    save_seconds: float = 180.0
+    log_every: int = 50
+    final: float = 0.02  # the learning rate decays to this fraction of the peak
+    hold: float = 0.0  # fraction of the run at the peak rate before the decay begins
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = step / self.steps
+        t = min(1.0, max(0.0, (done - self.hold) / (1 - self.hold)))
+        return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def _atomic_save(state: dict, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _average(decay: float, averaged: list, current: list, count: torch.Tensor) -> None:
+    """Exponential moving average whose memory grows with the run: early noise is forgotten soon."""
+    if not averaged[0].is_floating_point():  # tables of positions and the like; a list has one dtype
+        torch._foreach_copy_(averaged, current)
+        return
+    torch._foreach_lerp_(averaged, current, 1 - min(decay, float(1 + count) / float(10 + count)))
+
+
+def train(
+    folder: Path, model: nn.Module, loss: Loss, plan: Plan, preview: Callable[[nn.Module], None] | None = None
+) -> nn.Module:
+    """Trains `model` in place by `plan` and returns its EMA copy; resumes from `folder` if it can.
+
+    `preview(ema_model)` is called after each checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=plan.lr,
+        betas=(0.9, 0.99),
+        weight_decay=plan.weight_decay,
+    )
+    ema = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=partial(_average, plan.ema), use_buffers=True
+    )
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+
+    def save(step: int) -> None:
+        _atomic_save(
+            {
+                "model": model.state_dict(),
+                "ema": ema.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+            },
+            checkpoint,
+        )
+        if preview:
+            preview(ema.module)
+
+    model.train()
+    saved = began = time.monotonic()
+    for step in range(start, plan.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate(step)
+        noise = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        value, parts = loss(step, np.random.default_rng([plan.seed, step]), noise)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        if not torch.isfinite(norm):
+            raise SystemExit(f"{folder.name}: gradient not finite at step {step}; lower the rate")
+        optimiser.step()
+        ema.update_parameters(model)
+        now = time.monotonic()
+        if step % plan.log_every == 0:
+            row = {"step": step, "loss": float(value.detach()), "norm": float(norm), **parts}
+            row["steps_per_second"] = round((step - start + 1) / (now - began), 3)
+            with log.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+        if now - saved > plan.save_seconds:
+            save(step + 1)
+            model.train()
+            saved = time.monotonic()
+    if start < plan.steps:
+        save(plan.steps)
+    return ema.module.eval()
+
+
+def load_average(model: nn.Module, folder: Path) -> int:
+    """Loads the averaged weights of a stage's last checkpoint into `model`; returns its step."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(
+        {k.removeprefix("module."): v for k, v in state["ema"].items() if k != "n_averaged"}
+    )
+    model.eval()
+    return state["step"]
