@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spectral_diffusion.errors import errors_to_exit_code
 
-app = typer.Typer(help="Teach a base new concepts.", no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from concepts.settings import Settings
+
+app = typer.Typer(
+    help="Teach a base new concepts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 LIBRARY = Path("library")
+_CHECK_SIZE = 64  # pixels; large JPEGs decode many times faster to a small picture
 
 
 @app.callback()
@@ -59,16 +68,21 @@ def train(
         _train(folder, base, library, settings)
 
 
-def _train(folder: Path, base: str, library: Path, settings: object) -> None:
+def _train(folder: Path, base: str, library: Path, settings: Settings) -> None:
     from concepts.dataset import read_folder
-    from concepts.progress import training_progress
-    from concepts.trainer import train as run
+    from concepts.settings import free_path
     from spectral_diffusion.base import find_base, load_base
 
-    find_base(base)  # a wrong base is told before anything slow
-    read_folder(folder, settings.name, 64)  # and so is a bad photo
+    # a wrong base, a taken name and a bad photo are told before anything slow is imported
+    find_base(base)
+    free_path(library, settings.name)
+    read_folder(folder, settings.name, _CHECK_SIZE, settings.class_word)
+
+    from concepts.progress import training_progress
+    from concepts.trainer import train as run
+
     loaded = load_base(base)
-    photos = read_folder(folder, settings.name, loaded.size)
+    photos = read_folder(folder, settings.name, loaded.size, settings.class_word)
     for warning in photos.warnings:
         typer.echo(f"note: {warning}", err=True)
     with training_progress(settings.name) as report:
@@ -76,9 +90,9 @@ def _train(folder: Path, base: str, library: Path, settings: object) -> None:
     card = trained.concept.card
     typer.echo(f"{trained.path}: columns {trained.concept.slice}, write {trained.concept.trigger} in prompts")
     if "identity" in card:
-        typer.echo(
-            f"identity {card['identity']:.2f} (the photos among themselves: {card['identity_of_photos']})"
-        )
+        alike = card["identity_of_photos"]
+        among = "" if alike is None else f" (the photos among themselves: {alike:.2f})"
+        typer.echo(f"identity {card['identity']:.2f}{among}")
     if trained.previews:
         typer.echo(f"previews: {trained.previews[0].parent}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -24,8 +23,3 @@ def snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0) ->
     alpha = alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
     return snr.clamp(max=gamma) / snr
-
-
-def norm_over(parameters: list[Tensor]) -> float:
-    """Euclidean norm of all numbers of all `parameters`."""
-    return float(torch.sqrt(sum(p.detach().float().square().sum() for p in parameters)))

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectral_diffusion.base import Base
-from spectral_diffusion.errors import DamagedFile
+from spectral_diffusion.errors import SpectralError
 from spectral_diffusion.files import load_tensors, save_tensors
 from spectral_diffusion.generate import make_sampler
 from spectral_diffusion.words import Words
@@ -86,14 +88,22 @@ def load_prior(
     file = folder / f"prior-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if file.exists():
         try:
-            tensors, header = load_tensors(file, kind=KIND)
+            tensors, header = load_tensors(file, kind=KIND, expected=partial(_expected, base, count))
             return Prior(**tensors, prompts=header["prompts"])
-        except DamagedFile:
-            file.unlink()  # a cache: made again below
+        except SpectralError:
+            file.unlink(missing_ok=True)  # a cache: made again below
     prior = _prepare(base, class_word, count, progress)
     tensors = {"noisy": prior.noisy, "timesteps": prior.timesteps, "predicted": prior.predicted}
     save_tensors(file, tensors, {"prompts": prior.prompts}, kind=KIND)
     return prior
+
+
+def _expected(base: Base, count: int, header: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    if len(header["prompts"]) != count:
+        raise ValueError(f"{len(header['prompts'])} prompts, expected {count}")
+    config = base.pipeline.unet.config
+    latents = (count, config.in_channels, config.sample_size, config.sample_size)
+    return {"noisy": latents, "timesteps": (count,), "predicted": latents}
 
 
 @torch.no_grad()

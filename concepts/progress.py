@@ -34,13 +34,19 @@ def training_progress(name: str) -> Iterator:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, int] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, int] = {}
 
-        def report(stage: str, done: int, total: int, loss: float | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES[stage], total=total, loss="")
-            shown = "" if loss is None else f"loss {loss:.3f}"
-            bars.update(tasks[stage], completed=done, total=total, loss=shown)
+    def report(stage: str, done: int, total: int, loss: float | None) -> None:
+        if not tasks:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(_STAGES[stage], total=total, loss="")
+        shown = "" if loss is None else f"loss {loss:.3f}"
+        bars.update(tasks[stage], completed=done, total=total, loss=shown)
 
+    try:
         yield report
+    finally:
+        if tasks:  # a refusal before the first stage is told without an empty line above it
+            bars.stop()

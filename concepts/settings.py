@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import InputError, NameTaken
+from spectral_diffusion.ledger import Slice, check_name
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,31 @@ class Settings:
     previews: int = 3  # how many times pictures are drawn during training
 
     def __post_init__(self) -> None:
-        for option in ("rank", "steps", "batch", "crops", "prior_pictures", "prior_batch"):
+        check_name(self.name)
+        Slice(self.start or 0, self.rank)  # checks both
+        for option in ("steps", "batch", "crops", "prior_pictures", "prior_batch"):
             if getattr(self, option) < 1:
                 raise InputError(f"{option} must be at least 1, not {getattr(self, option)}.")
-        for option in ("weight_rate", "word_rate", "prior_weight", "background"):
+        for option in (
+            "weight_rate",
+            "word_rate",
+            "prior_weight",
+            "background",
+            "clip",
+            "warmup",
+            "previews",
+        ):
             if not 0 <= getattr(self, option) < float("inf"):
                 raise InputError(f"{option} must be a number from 0 on, not {getattr(self, option)}.")
         if self.form not in ("additive", "rotational"):
             raise InputError(f"form must be additive or rotational, not {self.form!r}.")
         if not self.class_word.strip():
             raise InputError("class is empty: give the plain word for what the photos show, such as 'dog'.")
+
+
+def free_path(library: Path, name: str) -> Path:
+    """Where the concept `name` will be written. Raises NameTaken if a file is there."""
+    path = library / f"{check_name(name)}.safetensors"
+    if path.exists():
+        raise NameTaken(f"{path} exists already: pick another name, or remove it first.")
+    return path

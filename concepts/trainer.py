@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from concepts import latents as photos
 from concepts.dataset import Example
 from concepts.losses import masked_mse, snr_weight
 from concepts.prior import Prior, load_prior
-from concepts.settings import Settings
+from concepts.settings import Settings, free_path
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import NameTaken, SpectralError
+from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate, sample
 from spectral_diffusion.ledger import Ledger, Slice
@@ -43,6 +43,13 @@ from spectral_diffusion.words import (
 # stage ("spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
 Report = Callable[[str, int, int, float | None], None]
 
+# of the one adapter that is trained; a concept's own name may be a word that PEFT cannot use as a key
+ADAPTER = "concept"
+
+# how pictures are drawn during training, and those that the file's preview and identity are taken from
+PREVIEW: dict[str, int] = {"seed": 1, "count": 2, "steps": 10}
+MEASURED: dict[str, int] = {"seed": 1000, "count": 4, "steps": 25}
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -58,15 +65,15 @@ def train(
 ) -> Trained:
     """Trains one concept and writes `<library>/<name>.safetensors`; the slice comes from the ledger.
 
-    Raises NameTaken, SliceTaken, LedgerFull before anything is trained. If the training is stopped, its slice
-    stays with the name, and the same command takes it up again.
+    Raises InputError, NameTaken, SliceTaken or LedgerFull before anything is trained. If the training is stopped,
+    its slice stays with the name, and the same command takes it up again; if it is refused, the slice is free.
     """
     tell = report or (lambda stage, done, total, loss: None)
-    path = Path(library) / f"{settings.name}.safetensors"
-    if path.exists():
-        raise NameTaken(f"{path} exists already: pick another name, or remove it first.")
-    check_words(settings.name, base.pipeline.tokenizer)
+    library = Path(library)
+    path = free_path(library, settings.name)
+    _check(base, examples, settings)
     ledger = Ledger(library, base.fingerprint, base.width)
+    new = settings.name not in {entry.name for entry in ledger.entries()}
     owned = ledger.take(settings.name, settings.rank, settings.start)
     try:
         prior = None
@@ -84,12 +91,29 @@ def train(
             run = _Run(base, examples, settings, prior, words)
             previews = run.steps(adapter_parameters, library / f"{settings.name}-previews", tell)
             concept = _collect(base, settings, owned, words, examples)
-        concept = _measured(base, concept, examples, tell)
         concept.save(path)
         ledger.finish(settings.name)
+    except SpectralError:
+        if new:  # other settings may ask for another rank
+            ledger.free(settings.name)
+        raise
     finally:
         ledger.close()
+    concept = _measured(base, concept, examples, tell)
+    concept.save(path)  # again, now with its figures and preview
     return Trained(path, concept, previews)
+
+
+def _check(base: Base, examples: Sequence[Example], settings: Settings) -> None:
+    """Refuses what can be refused before a slice is taken."""
+    if not examples:
+        raise InputError(f"There is no photo of {settings.name} to learn from.")
+    check_words(settings.name, settings.class_word, base.pipeline.tokenizer)
+    for example in examples:
+        expand(example.caption, [settings.name])
+    kind = base.pipeline.scheduler.config.prediction_type
+    if kind != "epsilon":
+        raise InputError(f"{base.name} predicts {kind!r}: only a base that predicts noise can be taught yet.")
 
 
 @contextmanager
@@ -109,7 +133,7 @@ def adapted(base: Base, settings: Settings, owned: Slice, tell: Report) -> Itera
                 target_modules=sorted(spectrum.under(prefix)),
             )
             with using_spectrum(spectrum.under(prefix)):
-                part.add_adapter(config, adapter_name=settings.name)
+                part.add_adapter(config, adapter_name=ADAPTER)
         yield [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     finally:
         for part in parts.values():
@@ -227,7 +251,7 @@ class _Run:
 
     def _preview(self, folder: Path, step: int) -> Path:
         """Two small pictures with the adapter as it stands, so always with its own slice."""
-        request = Request(f"a photo of <{self.settings.name}> on the beach", seed=1, count=2, steps=10)
+        request = Request(f"a photo of <{self.settings.name}> on the beach", **PREVIEW)
         images = sample(self.base.pipeline, self.words, request, [self.settings.name])
         sheet = Image.new("RGB", (sum(i.width for i in images), images[0].height))
         for i, image in enumerate(images):
@@ -243,34 +267,22 @@ def _collect(
     """The trained numbers as a concept, rounded as its file will be."""
     layers: dict[str, dict[str, Tensor]] = {}
     for prefix, part in (("unet", base.pipeline.unet), ("text_encoder", base.pipeline.text_encoder)):
-        fold(part, settings.name)
-        for path, layer in spectral_layers(part, settings.name).items():
-            numbers = layer.triplets(settings.name)._asdict() | layer.numbers(settings.name)._asdict()
+        fold(part, ADAPTER)
+        for path, layer in spectral_layers(part, ADAPTER).items():
+            numbers = layer.triplets(ADAPTER)._asdict() | layer.numbers(ADAPTER)._asdict()
             layers[f"{prefix}.{path}"] = {key: tensor.detach().cpu() for key, tensor in numbers.items()}
     card: dict[str, Any] = {
         "settings": asdict(settings),
         "captions": [example.caption for example in examples],
     }
-    concept = Concept(
-        settings.name,
-        settings.class_word,
-        settings.form,
-        owned,
-        base.fingerprint,
-        base.name,
-        layers,
-        words.rows(),
-        card,
-    )
-    return concept.rounded()
+    facts = (settings.name, settings.class_word, settings.form, owned, base.fingerprint, base.name)
+    return Concept(*facts, layers, words.rows(), card).rounded()
 
 
 def _measured(base: Base, concept: Concept, examples: Sequence[Example], tell: Report) -> Concept:
     """The concept with its preview and, on the bundled base, its identity in the card."""
-    from dataclasses import replace
-
     tell("measure", 0, 1, None)
-    request = Request(f"a photo of <{concept.name}> on the beach", seed=1000, count=4)
+    request = Request(f"a photo of <{concept.name}> on the beach", **MEASURED)
     images = [picture.image for picture in generate(base, request, Fused.of(concept))]
     blob = io.BytesIO()
     images[0].save(blob, "JPEG", quality=90)

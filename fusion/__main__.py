@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from spectral_diffusion.errors import errors_to_exit_code
+from spectral_diffusion.errors import InputError, SpectralError, errors_to_exit_code
 
-app = typer.Typer(help="Combine concepts.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Combine concepts.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
@@ -31,6 +33,7 @@ def fuse(
         from fusion.fuse import open_concepts
         from spectral_diffusion.fused import parse_strengths
 
+        _check_output(output)
         fused = run(open_concepts(concepts, library), parse_strengths(strength or []), method)
         fused.save(output)
         for member in fused.members:
@@ -39,6 +42,21 @@ def fuse(
         typer.echo(
             f"{output}: {len(fused.layers())} layers of {fused.base_name} changed, the others left alone"
         )
+
+
+def _check_output(output: Path) -> None:
+    """Refuses a place that must not or cannot be written to: a concept file above all."""
+    from spectral_diffusion.files import read_header
+
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors, which is what a fused file is.")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: give the name of a file.")
+    if output.exists():
+        try:
+            read_header(output, kind="fused")
+        except SpectralError as error:
+            raise InputError(f"{output} exists and is no fused file: it is not overwritten.") from error
 
 
 def main() -> None:

@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
-from spectral_diffusion.errors import errors_to_exit_code
+from spectral_diffusion.errors import InputError, errors_to_exit_code
 
-app = typer.Typer(help="Pictures with taught concepts.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Pictures with taught concepts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
@@ -40,17 +45,21 @@ def generate(
         from spectral_diffusion.fused import load_any, parse_strengths
         from spectral_diffusion.generate import Request, save
         from spectral_diffusion.generate import generate as draw
+        from spectral_diffusion.words import expand
 
-        find_base(base)  # a wrong base is told before anything slow
-        fused = load_any(file)
-        request = Request(
-            prompt, negative, seed, count, steps, guidance, sampler, strengths=parse_strengths(strength or [])
-        )
+        # what is wrong is told before the base is loaded
+        find_base(base)
+        if output.exists() and not output.is_dir():
+            raise InputError(f"{output} is a file: give a folder for the pictures with -o.")
+        request = Request(prompt, negative, seed, count, steps, guidance, sampler)
+        fused = load_any(file).with_strengths(parse_strengths(strength or []))
+        for text in (prompt, negative):
+            expand(text, fused.names)
+        loaded = load_base(base)
+        fused.check_base(loaded)
         with Progress(console=Console(stderr=True)) as bars:
             task = bars.add_task("drawing", total=None)
-            pictures = draw(
-                load_base(base), request, fused, lambda d, t: bars.update(task, completed=d, total=t)
-            )
+            pictures = draw(loaded, request, fused, lambda d, t: bars.update(task, completed=d, total=t))
         for picture in pictures:
             typer.echo(save(picture, output))
 

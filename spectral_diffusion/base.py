@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import refuse_foreign
@@ -43,10 +44,24 @@ def find_base(base: str) -> Path:
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{base} is no diffusers folder: it has no model_index.json.")
-    listed = json.loads(index.read_text())
+    listed = _index(index)
+    if (kind := listed.get("_class_name")) != "StableDiffusionPipeline":
+        raise InputError(
+            f"{base} is a {kind}, not a StableDiffusionPipeline: only Stable Diffusion 1.x is a base."
+        )
     if missing := [part for part in _PARTS if not (folder / part).is_dir() or part not in listed]:
         raise InputError(f"{base} is no Stable Diffusion 1.x folder: {', '.join(missing)} missing.")
     return folder
+
+
+def _index(file: Path) -> dict[str, Any]:
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): download the base again.") from error
+    if not isinstance(listed, dict):
+        raise InputError(f"{file} is damaged: it is no table of the pipeline's parts.")
+    return listed
 
 
 @dataclass(frozen=True)
@@ -80,23 +95,49 @@ class Base:
 def load_base(base: str, dtype: torch.dtype | None = None, device: str = "cpu") -> Base:
     """Loads a base by name or folder, in `dtype` (fp32 if None), without going online."""
     import torch
-    from diffusers import StableDiffusionPipeline
+    from safetensors import SafetensorError
 
     folder = find_base(base)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder,
-            dtype=dtype or torch.float32,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{base} cannot be loaded as a Stable Diffusion 1.x folder: {error}") from error
+        with quiet():
+            from diffusers import StableDiffusionPipeline
+
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder,
+                dtype=dtype or torch.float32,
+                local_files_only=True,
+                use_safetensors=True,  # never a pickle
+                safety_checker=None,
+                feature_extractor=None,
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        # whatever a damaged or foreign folder makes the loaders stumble over
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{base} cannot be loaded as a Stable Diffusion 1.x folder ({reason}).") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
         part.requires_grad_(False).eval()
     return Base(base if base == "toybox" else folder.name, pipeline.to(device))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loaders' bars and their advice to install torchvision, which would drown our own sentences."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    found = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity, bars in found:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def adapted_layers(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import BaseMismatch, InputError
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
 from spectral_diffusion.files import load_tensors, read_header, save_tensors
+from spectral_diffusion.ledger import Slice, check_name
 from spectral_diffusion.spectrum import Triplets
 from spectral_diffusion.tuner.maths import FORMS, Numbers
 from spectral_diffusion.words import Words, tokens_of
 
 KIND = "fused"
+_HEADER_KEYS = frozenset({"base_name", "base_fingerprint", "members", "shapes"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Member:
     sha256: str  # of the concept's trained numbers and words
 
     def __post_init__(self) -> None:
+        check_name(self.name)
+        Slice(self.start, self.rank)  # checks both
         if not 0 <= self.strength < float("inf"):
             raise InputError(f"The strength of {self.name} must be a number from 0 on, not {self.strength}.")
 
@@ -58,6 +62,8 @@ class Fused:
     @classmethod
     def of(cls, concept: Concept, strength: float = 1.0) -> Fused:
         """The fused file of one concept."""
+        if concept.tokens != list(tokens_of(concept.name)):
+            raise InputError(f"{concept.name} has {len(concept.tokens)} words: only two can be drawn with.")
         member = Member(
             concept.name,
             concept.class_word,
@@ -110,24 +116,30 @@ class Fused:
         return sorted({layer for factors in self.factors.values() for layer in factors})
 
     def delta(self, layer: str) -> Tensor:
-        """The dense weight change of a layer at the members' strengths, fp32 (out, in)."""
-        parts = [
-            (m.strength, *self.factors[m.name][layer]) for m in self.members if layer in self.factors[m.name]
-        ]
+        """The dense weight change of a layer at the members' strengths, fp32 (out, in).
+
+        Summed in the order of the columns: the same bits in whatever order the members are listed.
+        """
+        by_column = sorted((m for m in self.members if layer in self.factors[m.name]), key=lambda m: m.start)
+        parts = [(m.strength, *self.factors[m.name][layer]) for m in by_column]
         p = torch.cat([strength * p for strength, p, _ in parts], dim=1)
         return p @ torch.cat([q for _, _, q in parts], dim=1).T
 
     def check_base(self, base: Base) -> None:
-        """Raises BaseMismatch unless made over `base`."""
+        """Raises BaseMismatch unless made over `base`, DamagedFile if its layers are not those of `base`."""
         if self.base_fingerprint != base.fingerprint:
             raise BaseMismatch(
                 f"This file was made over base {self.base_name} ({self.base_fingerprint[:12]}), not {base.name} "
                 f"({base.fingerprint[:12]}): give that base with --base."
             )
+        for factors in self.factors.values():
+            for layer, (p, q) in factors.items():
+                if layer not in base.layers or base.layers[layer].weight.shape[:2] != (len(p), len(q)):
+                    raise DamagedFile(f"This file is damaged: its layer {layer} does not fit {base.name}.")
 
     def save(self, path: Path | str) -> None:
         """Writes the fused file, fp32, atomically."""
-        tensors = {f"word/{token}": row for token, row in self.words.items()}
+        tensors = {f"words.{token}": row for token, row in self.words.items()}
         for name, factors in self.factors.items():
             for layer, (p, q) in factors.items():
                 tensors |= {f"{name}/{layer}/P": p, f"{name}/{layer}/Q": q}
@@ -143,19 +155,52 @@ class Fused:
     def load(cls, path: Path | str) -> Fused:
         """Reads a fused file strictly; InputError or DamagedFile say what is wrong with it."""
         tensors, header = load_tensors(path, kind=KIND, expected=_shapes)
-        members = tuple(Member(**member) for member in header["members"])
-        factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = {member.name: {} for member in members}
-        for key, tensor in tensors.items():
-            name, _, rest = key.partition("/")
-            if name in factors and rest.endswith("/P"):
-                layer = rest.removesuffix("/P")
-                factors[name][layer] = (tensor, tensors[f"{name}/{layer}/Q"])
-        words = {key.removeprefix("word/"): t for key, t in tensors.items() if key.startswith("word/")}
+        members = _members(header)
+        factors = {
+            member.name: {
+                layer: (tensors[f"{member.name}/{layer}/P"], tensors[f"{member.name}/{layer}/Q"])
+                for layer in _layers_of(header, member.name)
+            }
+            for member in members
+        }
+        words = {token: tensors[f"words.{token}"] for member in members for token in tokens_of(member.name)}
         return cls(header["base_name"], header["base_fingerprint"], members, factors, words)
 
 
+def _members(header: Mapping[str, Any]) -> tuple[Member, ...]:
+    try:
+        members = tuple(Member(**member) for member in header["members"])
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    if len({member.name for member in members}) < len(members):
+        raise ValueError("a concept is listed twice")
+    return members
+
+
+def _layers_of(header: Mapping[str, Any], name: str) -> list[str]:
+    keys = (key for key in header["shapes"] if key.startswith(f"{name}/"))
+    return sorted({key.removeprefix(f"{name}/").rpartition("/")[0] for key in keys})
+
+
 def _shapes(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(shape) for key, shape in header["shapes"].items()}
+    """The names and shapes a fused file of this header holds; ValueError if they make no sense together."""
+    if wrong := sorted(_HEADER_KEYS ^ header.keys()):
+        raise ValueError(f"missing or unknown keys: {', '.join(wrong)}")
+    if not all(isinstance(header[key], str) for key in ("base_name", "base_fingerprint")):
+        raise ValueError("the base's name and fingerprint are texts")
+    shapes = {key: tuple(shape) for key, shape in header["shapes"].items()}
+    wanted = set()
+    for member in _members(header):
+        width = member.rank * FORMS[member.form].rank_factor
+        for layer in _layers_of(header, member.name):
+            for part in "PQ":
+                wanted.add(key := f"{member.name}/{layer}/{part}")
+                if len(shapes[key]) != 2 or shapes[key][1] != width:
+                    raise ValueError(f"{key} is {list(shapes[key])}, expected [?, {width}]")
+        wanted |= {f"words.{token}" for token in tokens_of(member.name)}
+    if wrong := sorted(wanted ^ shapes.keys()):
+        raise ValueError(f"missing or unknown tensors: {', '.join(wrong[:3])}")
+    return shapes
 
 
 def _factors(form: str, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -209,7 +254,7 @@ def parse_strengths(pairs: Sequence[str]) -> dict[str, float]:
     for pair in pairs:
         name, _, number = pair.partition("=")
         try:
-            strengths[name] = float(number)
-        except ValueError as error:
+            strengths[check_name(name)] = float(number)
+        except (InputError, ValueError) as error:
             raise InputError(f"--strength {pair!r} is not name=number, such as rex=0.8.") from error
     return strengths

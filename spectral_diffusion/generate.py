@@ -29,6 +29,14 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "UniPC": ("UniPCMultistepScheduler", {}),
     "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
 }
+# option, least, most; the largest seed is what torch takes
+_RANGES = (
+    ("count", 1, 10_000),
+    ("steps", 1, 1000),
+    ("batch", 1, 1000),
+    ("guidance", 1, 100),
+    ("seed", 0, 2**63 - 1),
+)
 KEYWORD = "spectral-diffusion"  # of our own metadata chunk
 
 
@@ -48,9 +56,9 @@ class Request:
     strengths: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("steps", 1), ("batch", 1), ("guidance", 1)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        for name, least, most in _RANGES:
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} must be {least} to {most:,}, not {getattr(self, name)}.")
         if self.sampler not in SAMPLERS:
             raise InputError(f"There is no sampler {self.sampler!r}; there are {', '.join(SAMPLERS)}.")
         if self.size and any(side % 8 or side < 64 for side in self.size):
@@ -164,18 +172,48 @@ def parameters(picture: Picture) -> str:
         "Size": f"{picture.image.width}x{picture.image.height}",
         "Model": picture.made_with["base"],
     }
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
+    return "\n".join([*lines, ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items())])
+
+
+def _quoted(value: Any) -> str:
+    """A1111's reader splits at commas and colons outside quotes."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
 
 
 def save(picture: Picture, folder: Path | str) -> Path:
-    """Writes the picture as the next free `00001-<seed>.png` of `folder`, with metadata; returns its path."""
-    folder = Path(folder)
-    taken = [int(f.name[:5]) for f in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*.png")]
-    path = folder / f"{max(taken, default=0) + 1:05d}-{picture.seed}.png"
+    """Writes the picture as the next free `00001-<seed>.png` of `folder`, with metadata; returns its path.
+
+    Never overwrites, also when several processes write into one folder.
+    """
+    path = _claimed(Path(folder), picture.seed)
+    try:
+        _write(picture, path)
+    except BaseException:
+        path.unlink()  # the empty file of `_claimed`
+        raise
+    return path
+
+
+def _claimed(folder: Path, seed: int) -> Path:
+    """A new empty file that is ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = (file.name.partition("-")[0] for file in folder.glob("[0-9]*-*.png"))
+    number = max((int(n) for n in numbers if n.isdecimal()), default=0)
+    while True:
+        number += 1
+        path = folder / f"{number:05d}-{seed}.png"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return path
+
+
+def _write(picture: Picture, path: Path) -> None:
     facts = PngImagePlugin.PngInfo()
     facts.add_text("parameters", parameters(picture))
     ours = {"request": asdict(picture.request), "seed": picture.seed, **picture.made_with}
     facts.add_itxt(KEYWORD, json.dumps(ours, ensure_ascii=False))
     with atomic_write(path) as file:
         picture.image.save(file, "PNG", pnginfo=facts)
-    return path

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from spectral_diffusion.base import TOYBOX
+from spectral_diffusion.base import TOYBOX, quiet
 
 _SIDE = 64  # of the bundled identity encoder's input
 _CENTRES, _SIDES = (0.2, 0.35, 0.5, 0.65, 0.8), (0.36, 0.5, 0.68, 0.9)  # windows, as fractions of the picture
@@ -66,9 +66,10 @@ class ToyIdentity:
     """The bundled identity encoder."""
 
     def __init__(self) -> None:
-        from transformers import ResNetModel
+        with quiet():
+            from transformers import ResNetModel
 
-        self._model = ResNetModel.from_pretrained(TOYBOX / "identity").float().eval()
+            self._model = ResNetModel.from_pretrained(TOYBOX / "identity").float().eval()
 
     @torch.no_grad()
     def _embed(self, crops: Sequence[Image.Image]) -> torch.Tensor:
@@ -93,10 +94,11 @@ class ToyText:
     """The bundled CLIP."""
 
     def __init__(self) -> None:
-        from transformers import CLIPModel, CLIPTokenizer
+        with quiet():
+            from transformers import CLIPModel, CLIPTokenizer
 
-        self._model = CLIPModel.from_pretrained(TOYBOX / "clip").float().eval()
-        self._tokenizer = CLIPTokenizer.from_pretrained(TOYBOX / "pipeline" / "tokenizer")
+            self._model = CLIPModel.from_pretrained(TOYBOX / "clip").float().eval()
+            self._tokenizer = CLIPTokenizer.from_pretrained(TOYBOX / "pipeline" / "tokenizer")
 
     @torch.no_grad()
     def image_embeddings(self, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -52,16 +52,24 @@ def expand(prompt: str, names: Iterable[str]) -> str:
 
 def spoken(prompt: str, classes: Mapping[str, str]) -> str:
     """The prompt in plain words, for measuring: `<rex>` -> `a dog` (`classes` maps name to class word)."""
-    return _CONCEPT.sub(lambda match: f"a {classes.get(match[1], match[1])}", prompt)
+
+    def plain(match: re.Match[str]) -> str:
+        word = classes.get(match[1], match[1])
+        return f"{'an' if word[0] in 'aeio' else 'a'} {word}"
+
+    return _CONCEPT.sub(plain, prompt)
 
 
-def check_words(name: str, tokenizer: CLIPTokenizer) -> None:
-    """Raises NameTaken if a word of `name` is already in the tokenizer's vocabulary."""
+def check_words(name: str, class_word: str, tokenizer: CLIPTokenizer) -> None:
+    """Raises NameTaken if a token of `<name>` is in the vocabulary already, or the name is the class itself.
+
+    A name that is also a plain word is fine: `<rex>` is another token than `rex`.
+    """
     vocabulary = tokenizer.get_vocab()
-    if clash := [word for word in (name, f"{name}</w>", f"<{name}>", *tokens_of(name)) if word in vocabulary]:
-        raise NameTaken(
-            f"{name!r} is already a word of this base ({clash[0]}): pick a name that is not a word."
-        )
+    if clash := [word for word in (f"<{name}>", *tokens_of(name)) if word in vocabulary]:
+        raise NameTaken(f"{clash[0]} is already a word of this base's vocabulary: pick another name.")
+    if name in class_word.lower().split():
+        raise NameTaken(f"{name!r} is already the class word: pick a name of its own, such as my_{name}.")
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> list[nn.Module]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import typer
@@ -26,6 +29,14 @@ def vae():
     from tools.toybox import vae as stage
 
     return stage.run(WORK / "art", WORK)
+
+
+@app.command()
+def decoder():
+    """Train the autoencoder's decoder on; the latents stay as the UNet knows them."""
+    from tools.toybox import vae as stage
+
+    return stage.run_decoder(WORK / "art", WORK)
 
 
 def _pool():
@@ -59,12 +70,14 @@ def identity():
 
 
 @app.command()
-def unet():
-    """Train the UNet; needs `vae` and `clip`, which it resumes or finds finished."""
+def unet() -> None:
+    """Train the UNet on what `vae` and `clip` made: in one process, or in several by torchrun."""
+    from tools.toybox import assemble
     from tools.toybox import unet as stage
 
-    autoencoder, (model, tokenizer) = vae(), clip()
-    return stage.run(WORK, _pool(), autoencoder, stage.text_encoder_of(model), tokenizer)
+    autoencoder = assemble.averaged_vae(WORK / "vae")
+    student, tokenizer = assemble.averaged_clip(WORK, WORK / "clip")
+    stage.run(WORK, _pool(), autoencoder, stage.text_encoder_of(student.clip), tokenizer)
 
 
 @app.command()
@@ -77,13 +90,55 @@ def assemble() -> None:
 
 
 @app.command()
+def check() -> None:
+    """Draw the contact sheet and measure the held-out figures, into `docs/`."""
+    from spectral_diffusion.base import load_base
+    from tools.toybox import check as stage
+
+    base = load_base("toybox")
+    stage.contact_sheet(base).save("docs/toybox.jpg", quality=92)
+    text = json.dumps(stage.figures(base, WORK / "art"), indent=1)
+    Path("docs/toybox.json").write_text(text + "\n")
+    typer.echo(text)
+
+
+@app.command()
+def samples() -> None:
+    """Render the sample concepts into `docs/samples/`."""
+    from tools.toybox import samples as stage
+
+    stage.write(WORK / "art", Path("docs/samples"))
+
+
+def _torchrun(stage: str) -> None:
+    """Runs a stage in one process a core, each of one thread."""
+    cores = str(os.cpu_count() or 1)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        cores,
+        "-m",
+        "tools.toybox",
+        stage,
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@app.command()
 def build() -> None:
     """Everything: fetch, train every stage, write the package data, the samples and the report."""
     fetch()
-    unet()
+    vae()
+    clip()
+    _torchrun("unet")
+    decoder()
     clip_vision()
     identity()
     assemble()
+    samples()
+    check()
 
 
 if __name__ == "__main__":

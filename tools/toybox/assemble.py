@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTokenizer
 
 from tools.toybox import vae as vae_stage
 from tools.toybox.clip import build_tokenizer, new_student
@@ -24,19 +26,34 @@ def set_posterior_noise(vae: AutoencoderKL) -> None:
         vae.quant_conv.bias[half:] = 2 * math.log(vae_stage.NOISE)
 
 
-def write_latest(work: Path, target: Path) -> None:
-    """Writes `pipeline/`, `clip/` and `identity/` under `target` from the last checkpoints in `work`."""
+def averaged_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder of a stage's last checkpoint."""
     vae = vae_stage.new_vae()
-    load_average(vae, work / "vae")
-    latents = torch.load(work / "latents.pt", weights_only=True)
-    vae.register_to_config(scaling_factor=scaling_factor(latents))
-    set_posterior_noise(vae)
+    load_average(vae, folder)
+    return vae
+
+
+def averaged_clip(work: Path, folder: Path) -> tuple[nn.Module, CLIPTokenizer]:
+    """The CLIP (with its naming heads) of a stage's last checkpoint, and the tokenizer."""
     tokenizer = build_tokenizer(work / "tokenizer")
     student = new_student(tokenizer)
-    load_average(student, work / "clip_vision")
-    unet = new_unet()
+    load_average(student, folder)
+    return student, tokenizer
+
+
+def _latest(work: Path, *stages: str) -> Path:
+    """The folder of the last of `stages` that has a checkpoint."""
+    return [work / stage for stage in stages if (work / stage / "checkpoint.pt").exists()][-1]
+
+
+def write_latest(work: Path, target: Path) -> None:
+    """Writes `pipeline/`, `clip/` and `identity/` under `target` from the last checkpoints in `work`."""
+    vae = averaged_vae(_latest(work, "vae", "decoder"))
+    vae.register_to_config(scaling_factor=scaling_factor(torch.load(work / "latents.pt", weights_only=True)))
+    set_posterior_noise(vae)
+    student, tokenizer = averaged_clip(work, _latest(work, "clip", "clip_vision"))
+    unet, classifier = new_unet(), new_classifier(work)
     load_average(unet, work / "unet")
-    classifier = new_classifier(work)
     load_average(classifier, work / "identity")
     for folder in ("pipeline", "clip", "identity"):
         shutil.rmtree(target / folder, ignore_errors=True)

@@ -106,9 +106,7 @@ def _merged(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
     """The pieces of `word` after byte-pair encoding with `merges` (pair -> rank)."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while True:
-        pairs = [
-            (merges.get(pair, len(merges)), i) for i, pair in enumerate(pairwise(pieces))
-        ]
+        pairs = [(merges.get(pair, len(merges)), i) for i, pair in enumerate(pairwise(pieces))]
         rank, i = min(pairs, default=(len(merges), 0))
         if rank == len(merges):
             return pieces
@@ -119,10 +117,9 @@ def word_merges(words: list[str]) -> dict[tuple[str, str], int]:
     """Merges under which each of `words` is one token: later ones rank lower, so none breaks an earlier word."""
     merges: dict[tuple[str, str], int] = {}
     for word in words:
-        pieces = _merged(word, merges)
-        while len(pieces) > 1:
+        # encoded anew after each merge: it may act twice in a word ("coconut")
+        while len(pieces := _merged(word, merges)) > 1:
             merges[pieces[0], pieces[1]] = len(merges)
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
     return merges
 
 

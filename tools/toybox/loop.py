@@ -1,7 +1,9 @@
 """One training loop for every stage: bf16 autocast, EMA, warm-up and cosine decay, checkpoints.
 
 Data and noise of step n come from a generator seeded with (seed, n), so a resumed run sees what an
-uninterrupted one would have seen.
+uninterrupted one would have seen. Started by `torchrun`, the processes share each step's gradients: two
+processes of one thread train the UNet faster than one of two threads, and do not crawl when the machine
+has other work.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
 
 Loss = Callable[[int, np.random.Generator, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
@@ -79,7 +82,10 @@ def train(
     ema = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=partial(_average, plan.ema), use_buffers=True
     )
-    start = 0
+    start, shared = 0, "WORLD_SIZE" in os.environ
+    if shared and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if shared else 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -105,28 +111,40 @@ def train(
     for step in range(start, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = plan.rate(step)
-        noise = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        value, parts = loss(step, np.random.default_rng([plan.seed, step]), noise)
+        noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 64 + rank)
+        value, parts = loss(step, np.random.default_rng([plan.seed, step, rank]), noise)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        if shared:
+            _average_gradients(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         if not torch.isfinite(norm):
             raise SystemExit(f"{folder.name}: gradient not finite at step {step}; lower the rate")
         optimiser.step()
         ema.update_parameters(model)
         now = time.monotonic()
-        if step % plan.log_every == 0:
+        if rank == 0 and step % plan.log_every == 0:
             row = {"step": step, "loss": float(value.detach()), "norm": float(norm), **parts}
             row["steps_per_second"] = round((step - start + 1) / (now - began), 3)
             with log.open("a") as f:
                 f.write(json.dumps(row) + "\n")
-        if now - saved > plan.save_seconds:
+        if rank == 0 and now - saved > plan.save_seconds:
             save(step + 1)
             model.train()
             saved = time.monotonic()
-    if start < plan.steps:
+    if rank == 0 and start < plan.steps:
         save(plan.steps)
     return ema.module.eval()
+
+
+def _average_gradients(model: nn.Module) -> None:
+    """Replaces every gradient by its mean over all processes."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def load_average(model: nn.Module, folder: Path) -> int:

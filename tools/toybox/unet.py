@@ -20,7 +20,7 @@ from tools.toybox import loop
 from tools.toybox.pool import Pool
 
 BATCH, EMPTY, SNR_GAMMA = 32, 0.1, 5.0
-PLAN = loop.Plan(steps=4800, lr=8e-4, warmup=300, hold=0.4, seed=3, save_seconds=240)
+PLAN = loop.Plan(steps=2300, lr=1e-3, warmup=150, hold=0.4, seed=3, save_seconds=240)  # of 2 processes
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -41,6 +41,7 @@ def new_schedule() -> DDPMScheduler:
         beta_start=0.00085,
         beta_end=0.012,
         clip_sample=False,
+        steps_offset=1,  # as SD 1.x; diffusers warns about 0 at every load
     )
 
 

@@ -1,0 +1,203 @@
+"""Concepts are fused only if they can live together, by a named method, and what a fusion keeps is measured."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import pictures, random_concept
+from PIL import Image
+from torch.nn import functional as F
+
+from fusion import measure
+from fusion.fuse import check_together, fuse, open_concepts
+from fusion.methods import METHODS
+from spectral_diffusion import metrics
+from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.ledger import Slice
+
+
+@pytest.fixture(scope="module")
+def trio(base):
+    return [random_concept(base, name, 3 * i, seed=i) for i, name in enumerate(("rex", "mia", "nox"))]
+
+
+def at(concept, start, rank=3, name=None):
+    """The concept as if it had been taught in other columns."""
+    layers = {
+        key: {letter: tensor[..., :rank] for letter, tensor in layer.items()}
+        for key, layer in concept.layers.items()
+    }
+    return replace(renamed(concept, name or concept.name), layers=layers, slice=Slice(start, rank))
+
+
+def renamed(concept, name):
+    words = {f"<{name}-{i}>": row for i, row in enumerate(concept.words.values(), start=1)}
+    return replace(concept, name=name, words=words)
+
+
+def test_the_sum_keeps_the_strengths_and_the_mean_divides_them(trio):
+    strengths = {"mia": 0.6}
+    total, mean = (fuse(trio, strengths, method) for method in ("spectral", "mean"))
+    assert [m.strength for m in total.members] == [1.0, 0.6, 1.0]
+    assert [m.strength for m in mean.members] == pytest.approx([1 / 3, 0.2, 1 / 3])
+    layer = total.layers()[0]
+    assert torch.allclose(mean.delta(layer), total.delta(layer) / 3, rtol=1e-5, atol=1e-7)
+    assert all(mean.words[token].equal(row) for token, row in total.words.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_fused_file_of_all_concepts(trio, tmp_path, method):
+    fused = fuse(trio, method=method)
+    assert fused.names == ["rex", "mia", "nox"]
+    fused.save(tmp_path / "trio.safetensors")
+    assert Fused.load(tmp_path / "trio.safetensors").members == fused.members
+
+
+def test_an_unknown_method_lists_the_known_ones(trio):
+    with pytest.raises(InputError, match="no method 'ties'; there are spectral, mean"):
+        fuse(trio, method="ties")
+
+
+def test_what_cannot_be_fused_is_refused(trio):
+    with pytest.raises(InputError, match="nothing to fuse"):
+        fuse([])
+    with pytest.raises(InputError, match="rex is given twice"):
+        fuse([trio[0], trio[1], trio[0]])
+    with pytest.raises(InputError, match="given for bob, which is not among the concepts"):
+        fuse(trio, {"bob": 1.0})
+    other = replace(trio[1], base_fingerprint="cd" * 32, base_name="chill")
+    with pytest.raises(BaseMismatch, match=r"rex was trained on tiny .* and mia on chill \(cdcdcdcdcdcd\)"):
+        fuse([trio[0], other])
+
+
+@pytest.mark.parametrize("slices", [[(0, 3), (2, 3)], [(29, 3), (29, 3)], [(0, 3), (20, 3), (20, 3), (3, 3)]])
+def test_overlapping_concepts_are_refused_with_a_start_that_is_free(trio, slices):
+    concepts = [at(trio[0], start, rank, f"c{i}") for i, (start, rank) in enumerate(slices)]
+    with pytest.raises(SliceTaken) as refusal:
+        fuse(concepts)
+    name, start = re.search(r"train (c\d) again with --start (\d+)", str(refusal.value)).groups()
+    moved = [at(c, int(start), name=c.name) if c.name == name else c for c in concepts]
+    check_together(moved)
+    assert all(concept.slice.end <= 32 for concept in moved)
+
+
+def test_where_nothing_is_free_no_start_is_named(trio, base):
+    wide = random_concept(base, "wide", 0, rank=30)
+    with pytest.raises(SliceTaken, match="train rex again with a lower rank than 3"):
+        fuse([wide, at(trio[0], 1)])
+
+
+def test_concepts_are_opened_by_name_or_by_path(taught, tmp_path):
+    file = taught.trained["mia"].path
+    by_name, by_path = (open_concepts([one], taught.library)[0] for one in ("mia", str(file)))
+    assert by_name.name == by_path.name == "mia"
+    with pytest.raises(InputError, match=r"has no concept bob; it has mia, rex"):
+        open_concepts(["rex", "bob"], taught.library)
+    with pytest.raises(InputError, match="has no concept rex; it has nothing"):
+        open_concepts(["rex"], tmp_path / "missing")
+    with pytest.raises(InputError, match="cannot name a concept"):
+        open_concepts(["Rex"], taught.library)
+    fuse([by_name]).save(tmp_path / "one.safetensors")
+    with pytest.raises(InputError, match="is a fused file, not a concept file"):
+        open_concepts([str(tmp_path / "one.safetensors")], taught.library)
+
+
+# measuring, with encoders that look at the mean colour
+
+
+class Colours:
+    """An identity and text encoder for tests: a picture is its mean colour."""
+
+    def _vector(self, image):
+        return F.normalize(metrics.to_tensor([image], 16).mean(dim=(0, 2, 3)), dim=0)
+
+    def views(self, image):
+        halves = (image.crop((0, 0, image.width // 2, image.height)), image)
+        return torch.stack([self._vector(view) for view in halves])
+
+    def reference(self, image, mask):
+        return self._vector(image.crop(mask.getbbox()) if mask else image)
+
+    def alignment(self, images, text):
+        return torch.full((len(images),), 0.1 * len(text.split()))
+
+
+def flat(colour, size=(64, 64)):
+    return Image.new("RGB", size, colour)
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def test_a_picture_is_as_alike_as_its_best_view():
+    reference = metrics.references(Colours(), [flat(RED), flat(RED)], [None, None])
+    half = flat(BLUE)
+    half.paste(RED, (0, 0, 32, 64))
+    got = metrics.identity(Colours(), [flat(RED), half, flat(BLUE)], reference)
+    assert got[:2].tolist() == pytest.approx([1, 1])
+    assert got[2] < 0
+
+
+def test_a_mask_says_what_the_reference_looks_at():
+    half, mask = flat(BLUE), Image.new("L", (64, 64))
+    half.paste(RED, (0, 0, 32, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    reference = metrics.references(Colours(), [half], [mask])
+    assert reference.allclose(metrics.references(Colours(), [flat(RED)], [None]))
+
+
+def test_the_ceiling_is_how_alike_the_photos_are():
+    assert metrics.ceiling(torch.eye(3)[[0, 0, 0]]) == pytest.approx(1)
+    assert metrics.ceiling(torch.eye(3)) == pytest.approx(0)
+
+
+def test_pictures_become_tensors_from_minus_one_to_one():
+    x = metrics.to_tensor([flat((0, 255, 255)), flat((255, 0, 0)).convert("P")], 8)
+    assert x.shape == (2, 3, 8, 8)
+    assert x[0, :, 0, 0].tolist() == [-1, 1, 1] and x[1, :, 0, 0].tolist() == [1, -1, -1]
+
+
+def test_the_windows_lie_inside_the_picture_and_include_all_of_it():
+    boxes = metrics._windows((128, 96))
+    assert (0, 0, 128, 96) in boxes and len(boxes) == len(set(boxes))
+    assert all(0 <= x < x2 <= 128 and 0 <= y < y2 <= 96 for x, y, x2, y2 in boxes)
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    monkeypatch.setattr(metrics, "toy_identity", Colours)
+    monkeypatch.setattr(metrics, "toy_text", Colours)
+
+
+def test_every_place_and_seed_is_drawn_and_measured_against_every_reference(base, pristine, taught, colours):
+    references = {name: metrics.references(Colours(), pictures(), [None, None]) for name in ("rex", "mia")}
+    classes = {"rex": "dog", "mia": "cat"}
+    fused = fuse([taught.rex, taught.mia])
+    shown = measure.show(base, fused, "<rex>", references, classes, seeds=(1, 2), steps=1)
+    assert len(shown.images) == 2 * len(measure.PLACES)
+    assert {name: len(values) for name, values in shown.identity.items()} == {"rex": 8, "mia": 8}
+    words = [len(f"a photo of a dog {place}".split()) for place in measure.PLACES for _ in range(2)]
+    assert shown.alignment.tolist() == pytest.approx([0.1 * count for count in words])
+    again = measure.show(base, fused, "<rex>", references, classes, seeds=(1, 2), steps=1)
+    assert [a.tobytes() for a in again.images] == [b.tobytes() for b in shown.images]
+
+
+def test_what_is_kept_is_fused_over_alone_and_leakage_is_above_chance():
+    def shown(rex, mia, alignment):
+        identity = {"rex": torch.tensor(rex), "mia": torch.tensor(mia)}
+        return measure.Shown([], identity, torch.tensor([alignment]))
+
+    kept = measure.kept(
+        "rex",
+        shown([0.8, 0.6], [0.1, 0.1], 0.3),
+        shown([0.7, 0.56], [0.3, 0.1], 0.25),
+        shown([0.2], [0.15], 0.35),
+    )
+    assert kept.retention == pytest.approx(0.9)
+    assert kept.leakage == {"mia": pytest.approx(0.05)}
+    assert (kept.identity_alone, kept.identity_fused) == pytest.approx((0.7, 0.63))
+    assert (kept.alignment_alone, kept.alignment_fused, kept.alignment_base) == pytest.approx(
+        (0.3, 0.25, 0.35)
+    )

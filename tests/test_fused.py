@@ -1,0 +1,244 @@
+"""A fused file is the base plus the sum of its members' changes, exactly; taking it off leaves the base."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_concept, same, weights_of
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fusion.fuse import fuse
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
+from spectral_diffusion.files import HEADER_KEY
+from spectral_diffusion.fused import Fused, applied, content_hash, load_any, parse_strengths
+from spectral_diffusion.generate import Request, generate
+
+
+@pytest.fixture(scope="module")
+def trio(base):
+    forms = ("additive", "rotational", "additive")
+    names = ("rex", "mia", "nox")
+    return [random_concept(base, n, 3 * i, f, i) for i, (n, f) in enumerate(zip(names, forms, strict=True))]
+
+
+def dense(concept, layer):
+    """The weight change by the formulas of the paper, in fp64."""
+    U, S, V, A, B, C = (concept.layers[layer][letter].double() for letter in "USVABC")
+    if concept.form == "additive":
+        return (U + A) @ torch.diag(S + C) @ (V + B).T - U @ torch.diag(S) @ V.T
+
+    def cayley(X):
+        K, one = (X - X.T) / 2, torch.eye(len(X), dtype=X.dtype)
+        return (one - K) @ torch.linalg.inv(one + K)
+
+    return U @ (cayley(A) @ torch.diag(S * (1 + C)) @ cayley(B).T - torch.diag(S)) @ V.T
+
+
+def baked(base, fused):
+    """The base's adapted weights while `fused` is applied."""
+    with applied(base, fused):
+        return {key: layer.weight.clone() for key, layer in base.layers.items()}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_the_fused_weight_is_the_base_plus_the_sum_in_any_order(base, pristine, trio, order):
+    strengths = {"rex": 0.5, "mia": 1.0, "nox": 1.25}
+    got = baked(base, fuse([trio[i] for i in order], strengths))
+    assert same(got, baked(base, fuse(trio, strengths)))
+    for layer in list(base.layers)[::17]:
+        change = sum(strengths[c.name] * dense(c, layer) for c in trio)
+        wanted = base.layers[layer].weight.double() + change.reshape(base.layers[layer].weight.shape)
+        assert torch.allclose(got[layer].double(), wanted, atol=3e-7)
+
+
+def test_the_change_is_linear_in_the_strength(trio):
+    one = Fused.of(trio[0])
+    layer = one.layers()[0]
+    assert not one.with_strengths({"rex": 0}).delta(layer).any()
+    assert one.with_strengths({"rex": 0.5}).delta(layer).equal(0.5 * one.delta(layer))
+    assert torch.allclose(
+        one.with_strengths({"rex": 3}).delta(layer), 3 * one.delta(layer), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_strength_zero_of_all_is_the_base_bit_for_bit(base, trio):
+    fused = fuse(trio, {"rex": 0, "mia": 0, "nox": 0})
+    assert same(baked(base, fused), {key: layer.weight for key, layer in base.layers.items()})
+
+
+@pytest.mark.parametrize("gone", ["rex", "mia", "nox"])
+def test_without_a_member_the_rest_is_as_if_it_had_never_been_there(base, pristine, trio, gone):
+    rest = fuse(trio).without(gone)
+    alone = fuse([concept for concept in trio if concept.name != gone])
+    assert rest.names == alone.names
+    assert same(baked(base, rest), baked(base, alone))
+    assert same(dict(rest.words), dict(alone.words))
+
+
+def test_without_everything_is_the_bare_base(base, trio):
+    nothing = Fused.of(trio[0]).without("rex")
+    assert same(baked(base, nothing), {key: layer.weight for key, layer in base.layers.items()})
+
+
+def test_a_fused_file_gives_back_the_same_bits(base, trio, tmp_path):
+    fused = fuse(trio, {"mia": 0.7})
+    fused.save(tmp_path / "1.safetensors")
+    loaded = Fused.load(tmp_path / "1.safetensors")
+    assert loaded.members == fused.members
+    assert same(baked(base, fused), baked(base, loaded))
+    assert same(dict(fused.words), dict(loaded.words))
+    loaded.save(tmp_path / "2.safetensors")
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+
+
+def test_a_concept_called_word_is_a_concept_like_any_other(base, tmp_path):
+    fuse([random_concept(base, "word", 0), random_concept(base, "words", 3)]).save(tmp_path / "w.safetensors")
+    loaded = Fused.load(tmp_path / "w.safetensors")
+    assert list(loaded.words) == ["<word-1>", "<word-2>", "<words-1>", "<words-2>"]
+    assert loaded.layers() == sorted(base.layers)
+
+
+def test_a_fusion_of_one_draws_what_the_concept_draws(base, pristine, taught, tmp_path):
+    fuse([taught.rex]).save(tmp_path / "one.safetensors")
+    request = Request("a photo of <rex>", steps=2, seed=3)
+    files = (taught.trained["rex"].path, tmp_path / "one.safetensors")
+    alone, fused = (generate(base, request, load_any(file))[0] for file in files)
+    assert alone.image.tobytes() == fused.image.tobytes()
+    assert alone.made_with == fused.made_with
+    bare = generate(base, replace(request, prompt="a photo of a dog"))[0]
+    assert bare.image.tobytes() != alone.image.tobytes()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_base_is_restored_bit_for_bit_even_if_the_block_raises(base, pristine, trio, error):
+    before = weights_of(base)
+    with pytest.raises(error), applied(base, fuse(trio)):
+        assert not same(weights_of(base), before)
+        raise error
+    assert same(weights_of(base), before)
+
+
+def test_the_base_stays_if_a_change_cannot_be_baked(base, pristine, trio):
+    fused = fuse(trio)
+    layer = fused.layers()[40]
+    p, q = fused.factors["rex"][layer]
+    broken = replace(fused, factors={**fused.factors, "rex": {**fused.factors["rex"], layer: (p[:-1], q)}})
+    with pytest.raises(DamagedFile, match="does not fit tiny"), applied(base, broken):
+        raise AssertionError("never entered")
+
+
+def test_a_fusion_of_another_base_is_refused_by_name(base, trio):
+    other = replace(Fused.of(trio[0]), base_fingerprint="cd" * 32, base_name="chill")
+    with (
+        pytest.raises(BaseMismatch, match=r"over base chill \(cdcdcdcdcdcd\), not tiny"),
+        applied(base, other),
+    ):
+        raise AssertionError("never entered")
+
+
+@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf])
+def test_a_strength_is_a_number_from_zero_on(trio, strength):
+    with pytest.raises(InputError, match="strength of rex must be a number from 0 on"):
+        Fused.of(trio[0]).with_strengths({"rex": strength})
+
+
+def test_a_strength_of_a_stranger_lists_the_members(trio):
+    with pytest.raises(InputError, match="bob is not in this fused file; it has rex, mia, nox"):
+        fuse(trio).with_strengths({"bob": 1})
+    with pytest.raises(InputError, match="bob is not in this fused file"):
+        fuse(trio).without("bob")
+
+
+@pytest.mark.parametrize("pair", ["rex", "rex=", "=1", "rex=x", "rex=1=2", "rex:1", " =1"])
+def test_a_malformed_strength_is_refused_with_an_example(pair):
+    with pytest.raises(InputError, match="is not name=number, such as rex"):
+        parse_strengths([pair])
+
+
+def test_strengths_are_read():
+    assert parse_strengths(["rex=0.8", "mia=1"]) == {"rex": 0.8, "mia": 1.0}
+
+
+def test_the_content_hash_follows_the_numbers_not_their_order(trio):
+    one = trio[0]
+    turned = replace(one, layers=dict(reversed(one.layers.items())))
+    assert content_hash(turned) == content_hash(one)
+    layer = min(one.layers)
+    changed = {**one.layers, layer: {**one.layers[layer], "C": one.layers[layer]["C"] + 1e-6}}
+    assert content_hash(replace(one, layers=changed)) != content_hash(one)
+
+
+def alter(path, change):
+    """Rewrites a fused file after `change(tensors, header)` altered either in place."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, header = load_file(path), json.loads(metadata[HEADER_KEY])
+    change(tensors, header)
+    save_file(tensors, path, {**metadata, HEADER_KEY: json.dumps(header)})
+
+
+def drop_a_factor(tensors, header):
+    key = next(key for key in tensors if key.endswith("/Q"))
+    del tensors[key], header["shapes"][key]
+
+
+def swap_widths(tensors, header):
+    key = next(key for key in tensors if key.endswith("/Q"))
+    tensors[key] = tensors[key][:, 1:].contiguous()
+    header["shapes"][key] = list(tensors[key].shape)
+
+
+DAMAGES = {
+    "tensor missing": lambda t, h: t.pop("words.<rex-1>"),
+    "word unlisted": lambda t, h: (t.pop("words.<rex-1>"), h["shapes"].pop("words.<rex-1>")),
+    "tensor extra": lambda t, h: (t.update(x=torch.zeros(1)), h["shapes"].update(x=[1])),
+    "factor missing": drop_a_factor,
+    "factors of two widths": swap_widths,
+    "not finite": lambda t, h: t["words.<rex-1>"].fill_(math.inf),
+    "key missing": lambda t, h: h.pop("base_name"),
+    "key extra": lambda t, h: h.update(extra=1),
+    "member key missing": lambda t, h: h["members"][0].pop("sha256"),
+    "member twice": lambda t, h: h["members"].append(h["members"][0]),
+    "member unlisted": lambda t, h: h["members"].pop(),
+    "members no list": lambda t, h: h.update(members=3),
+    "unknown form": lambda t, h: h["members"][0].update(form="diagonal"),
+    "evil name": lambda t, h: h["members"][0].update(name="../rex"),
+    "strength NaN": lambda t, h: h["members"][0].update(strength=math.nan),
+    "negative start": lambda t, h: h["members"][0].update(start=-1),
+    "base no text": lambda t, h: h.update(base_fingerprint=7),
+    "unknown version": lambda t, h: h.update(version=2),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_fused_file_is_refused_by_name_in_one_sentence(base, tmp_path, case):
+    path = tmp_path / "trio.safetensors"
+    small = random_concept(base, "rex", 0)
+    keys = sorted(small.layers)[:2]
+    Fused.of(replace(small, layers={key: small.layers[key] for key in keys})).save(path)
+    alter(path, DAMAGES[case])
+    with pytest.raises(DamagedFile) as refusal:
+        load_any(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_truncated_fused_file_is_refused(trio, tmp_path, kept):
+    path = tmp_path / "trio.safetensors"
+    Fused.of(trio[0]).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DamagedFile):
+        load_any(path)
+
+
+def test_a_file_that_is_neither_is_refused_whatever_its_folder_is_called(tmp_path):
+    folder = tmp_path / "concept"
+    folder.mkdir()
+    save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
+    with pytest.raises(InputError, match="not made by spectral-diffusion"):
+        load_any(folder / "x.safetensors")
+    with pytest.raises(InputError, match="There is no file"):
+        load_any(folder / "missing.safetensors")
