@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -70,14 +71,19 @@ def identity():
 
 
 @app.command()
-def unet() -> None:
+def unet(
+    shipped: Annotated[bool, typer.Option(help="Start from the weights in the package.")] = False,
+) -> None:
     """Train the UNet on what `vae` and `clip` made: in one process, or in several by torchrun."""
     from tools.toybox import assemble
     from tools.toybox import unet as stage
 
+    if shipped:
+        stage.run_on(WORK, _pool())
+        return
     autoencoder = assemble.averaged_vae(WORK / "vae")
     student, tokenizer = assemble.averaged_clip(WORK, WORK / "clip")
-    stage.run(WORK, _pool(), autoencoder, stage.text_encoder_of(student.clip), tokenizer)
+    stage.run(WORK, _pool(), autoencoder, stage.text_encoder_of(student.clip), tokenizer, stage.new_unet())
 
 
 @app.command()

@@ -127,10 +127,10 @@ def _some(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
 
 def figures(base: Base, art_folder: Path) -> dict:
     """All held-out figures."""
-    singles, pairs = [(noun,) for noun in art.NOUNS] * 2, _pairs(100)
+    singles, pairs = [(noun,) for noun in art.NOUNS], _pairs(40)
     rendered_one, rendered_two = _scenes(art_folder, singles, SEED), _scenes(art_folder, pairs, SEED + 1)
     places = list(scenes.PLACES)
-    where = [places[i % 10] for i in range(120)]
+    where = [places[i % 10] for i in range(len(art.NOUNS))]
     one = draw(base, [f"a photo of {scenes.listing(t)} {where[i]}" for i, t in enumerate(singles)], SEED)
     two = draw(base, [f"a photo of {scenes.listing(t)} {where[i]}" for i, t in enumerate(pairs)], SEED + 500)
     unseen = _some(art.unseen_art(art_folder), 100)

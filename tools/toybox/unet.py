@@ -16,11 +16,12 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from spectral_diffusion.base import load_base
 from tools.toybox import loop
 from tools.toybox.pool import Pool
 
-BATCH, EMPTY, SNR_GAMMA = 32, 0.1, 5.0
-PLAN = loop.Plan(steps=2300, lr=1e-3, warmup=150, hold=0.4, seed=3, save_seconds=240)  # of 2 processes
+BATCH, EMPTY, SNR_GAMMA = 16, 0.1, 5.0
+PLAN = loop.Plan(steps=3600, lr=1e-3, warmup=150, hold=0.4, seed=3, save_seconds=240)  # of 2 processes
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -120,19 +121,39 @@ def _preview(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
     sheet.save(folder / f"preview_{len(list(folder.glob('preview_*'))):03d}.png")
 
 
+def run_on(work: Path, pool: Pool, plan: loop.Plan = PLAN) -> UNet2DConditionModel:
+    """Trains the UNet of the package on, with the package's own text encoder and autoencoder.
+
+    For a machine that has none of the build's checkpoints.
+    """
+    shipped = load_base("toybox").pipeline
+    return run(
+        work,
+        pool,
+        shipped.vae,
+        shipped.text_encoder,
+        shipped.tokenizer,
+        shipped.unet.requires_grad_(True),
+        plan,
+    )
+
+
 def run(
-    work: Path, pool: Pool, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
+    work: Path,
+    pool: Pool,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
     plan: loop.Plan = PLAN,
-) -> UNet2DConditionModel:  # fmt: skip
-    """Trains (or resumes) the UNet; sets the VAE's scaling factor; returns the averaged weights."""
+) -> UNet2DConditionModel:
+    """Trains (or resumes) `unet`; sets the VAE's scaling factor; returns the averaged weights."""
     torch.manual_seed(plan.seed)
     latents = pool_latents(vae, pool, work / "latents.pt")
     vae.register_to_config(scaling_factor=scaling_factor(latents))
     latents = latents * vae.config.scaling_factor
-    unet = new_unet()
     unet.set_attn_processor(AttnProcessor())
     text_encoder.requires_grad_(False).eval()
     loss = partial(_loss, unet, text_encoder, tokenizer, new_schedule(), latents, pool)
-    return loop.train(
-        work / "unet", unet, loss, plan, partial(_preview, work / "unet", vae, text_encoder, tokenizer)
-    )
+    preview = partial(_preview, work / "unet", vae, text_encoder, tokenizer)
+    return loop.train(work / "unet", unet, loss, plan, preview)
