@@ -248,9 +248,9 @@ def test_training_and_its_previews_use_the_slice_of_the_concept(base, pristine, 
     def look(stage, done, total, loss):
         if (stage, done) == ("train", 2):  # the last step: the preview is drawn with this
             for prefix, part in (("unet", base.pipeline.unet), ("text_encoder", base.pipeline.text_encoder)):
-                for path, layer in spectral_layers(part, "bob").items():
-                    change = layer.get_delta_weight("bob").detach()
-                    seen[f"{prefix}.{path}"] = (layer.triplets("bob"), change.flatten(1))
+                for path, layer in spectral_layers(part, trainer.ADAPTER).items():
+                    change = layer.get_delta_weight(trainer.ADAPTER).detach()
+                    seen[f"{prefix}.{path}"] = (layer.triplets(trainer.ADAPTER), change.flatten(1))
 
     run = teach(tmp_path, "bob", "dog", look, start=5, previews=1, weight_rate=0.05)
     assert run.concept.slice == Slice(5, 2)
@@ -340,7 +340,7 @@ def refused(base, teach, library, kind, said, *what, **options):
 def test_what_cannot_be_taught_is_refused_before_a_slice_is_taken(base, pristine, teach, taught, tmp_path):
     library = taught.library
     refused(base, teach, library, NameTaken, "exists already", "rex", "dog")
-    refused(base, teach, library, NameTaken, "'cat' is already a word of this base", "cat", "dog")
+    refused(base, teach, library, NameTaken, "'cat' is already the class word", "cat", "cat")
     refused(base, teach, library, SliceTaken, "next free slice of rank 2 is 4..5", "nox", "cat", start=1)
     refused(base, teach, library, InputError, "do not exist: this base has 32", "nox", "cat", start=31)
     refused(base, teach, library, SpectralError, "No 29 columns in a row are free", "nox", "cat", rank=29)
