@@ -11,7 +11,7 @@ from fusion.methods import METHODS
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.ledger import Slice, check_name
+from spectral_diffusion.ledger import check_name, free_run
 
 
 def open_concepts(names: Sequence[str], library: Path | str) -> list[Concept]:
@@ -72,8 +72,6 @@ def _way_out(concepts: Sequence[Concept], moved: Concept) -> str:
     """Where `moved` could go: columns that exist in every layer and that none of the other concepts has."""
     width = min(min(len(layer["U"]), len(layer["V"])) for layer in moved.layers.values())
     others = [concept.slice for concept in concepts if concept is not moved]
-    for start in range(width - moved.slice.rank + 1):
-        run = Slice(start, moved.slice.rank)
-        if not any(run.overlaps(other) for other in others):
-            return f"with --start {start}, which leaves columns {run} to it"
+    if run := free_run(others, moved.slice.rank, width):
+        return f"with --start {run.start}, which leaves columns {run} to it"
     return f"with a lower rank than {moved.slice.rank}, for no such run of columns is free"

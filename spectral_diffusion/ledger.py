@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -209,11 +209,18 @@ class Ledger:
         return FileLock(folder / f"{stem}.lock", thread_local=False)
 
 
-def _next_free(entries: tuple[Entry, ...], rank: int, width: int) -> Slice:
-    for start in (0, *(entry.slice.end for entry in entries)):  # a free run begins where another one ends
+def free_run(taken: Sequence[Slice], rank: int, width: int) -> Slice | None:
+    """The first `rank` columns in a row, of `width`, that none of `taken` has; None if there are none."""
+    for start in sorted({0, *(run.end for run in taken)}):  # a free run begins where another one ends
         run = Slice(start, rank)
-        if run.end <= width and not any(run.overlaps(entry.slice) for entry in entries):
+        if run.end <= width and not any(run.overlaps(other) for other in taken):
             return run
+    return None
+
+
+def _next_free(entries: tuple[Entry, ...], rank: int, width: int) -> Slice:
+    if run := free_run([entry.slice for entry in entries], rank, width):
+        return run
     owners = ", ".join(f"{entry.name} {entry.slice}" for entry in entries) or "no concept"
     raise LedgerFull(
         f"No {rank} columns in a row are free among {width} ({owners}): free one, lower the rank."

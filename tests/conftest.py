@@ -4,12 +4,27 @@ Random weights from a fixed seed; the layout is the real one: 16 cross-attention
 tokenizer, an 8-fold VAE, SD 1.x's noise schedule. Everything heavy is imported when a fixture is first used.
 """
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 WIDTH = 32  # of every adapted layer, so also the columns of the spectrum
+
+
+def altered(path: Path, change) -> None:
+    """Rewrites one of our files after `change(tensors, header)` altered either in place."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from spectral_diffusion.files import HEADER_KEY
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, header = load_file(path), json.loads(metadata[HEADER_KEY])
+    change(tensors, header)
+    save_file(tensors, path, {**metadata, HEADER_KEY: json.dumps(header)})
 
 
 def tiny_pipeline(folder: Path, seed: int = 0):

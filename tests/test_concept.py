@@ -1,17 +1,15 @@
 """A concept file gives back exactly what acts, is small, and is refused whenever it cannot be trusted."""
 
 import hashlib
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import altered
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.concept import Concept, layer_shapes, read_card
 from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SpectralError
-from spectral_diffusion.files import HEADER_KEY
 from spectral_diffusion.ledger import Slice
 
 BASE = "ab" * 32
@@ -173,15 +171,6 @@ def test_a_diverged_concept_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def damage(path, change):
-    """Rewrite the file after `change(tensors, header)` altered either in place."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors, header = load_file(path), json.loads(metadata[HEADER_KEY])
-    change(tensors, header)
-    save_file(tensors, path, {**metadata, HEADER_KEY: json.dumps(header)})
-
-
 def transposed(tensors, header):
     tensors["unet.mid.to_q.A"] = tensors["unet.mid.to_q.A"].T.contiguous()
 
@@ -222,7 +211,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("case", DAMAGES)
 def test_a_damaged_file_is_refused_by_name_in_one_sentence(path, case):
-    damage(path, DAMAGES[case])
+    altered(path, DAMAGES[case])
     with pytest.raises(SpectralError) as refusal:
         Concept.load(path)
     assert str(path) in str(refusal.value)

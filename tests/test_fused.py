@@ -1,18 +1,15 @@
 """A fused file is the base plus the sum of its members' changes, exactly; taking it off leaves the base."""
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_concept, same, weights_of
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from conftest import altered, random_concept, same, weights_of
+from safetensors.torch import save_file
 
 from fusion.fuse import fuse
 from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
-from spectral_diffusion.files import HEADER_KEY
 from spectral_diffusion.fused import Fused, applied, content_hash, load_any, parse_strengths
 from spectral_diffusion.generate import Request, generate
 
@@ -171,15 +168,6 @@ def test_the_content_hash_follows_the_numbers_not_their_order(trio):
     assert content_hash(replace(one, layers=changed)) != content_hash(one)
 
 
-def alter(path, change):
-    """Rewrites a fused file after `change(tensors, header)` altered either in place."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors, header = load_file(path), json.loads(metadata[HEADER_KEY])
-    change(tensors, header)
-    save_file(tensors, path, {**metadata, HEADER_KEY: json.dumps(header)})
-
-
 def drop_a_factor(tensors, header):
     key = next(key for key in tensors if key.endswith("/Q"))
     del tensors[key], header["shapes"][key]
@@ -219,7 +207,7 @@ def test_a_damaged_fused_file_is_refused_by_name_in_one_sentence(base, tmp_path,
     small = random_concept(base, "rex", 0)
     keys = sorted(small.layers)[:2]
     Fused.of(replace(small, layers={key: small.layers[key] for key in keys})).save(path)
-    alter(path, DAMAGES[case])
+    altered(path, DAMAGES[case])
     with pytest.raises(DamagedFile) as refusal:
         load_any(path)
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)

@@ -84,13 +84,10 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((-10 * error.log10()).mean())
 
 
-def decoder_only(vae: AutoencoderKL) -> list[torch.nn.Module]:
-    """Freezes the encoder, whose latents the UNet was trained on; returns what is left to train."""
-    vae.requires_grad_(False)
-    parts = [vae.decoder, vae.post_quant_conv]
-    for part in parts:
-        part.requires_grad_(True)
-    return parts
+def freeze_encoder(vae: AutoencoderKL) -> None:
+    """Leaves only the decoder to train: the latents stay those that the UNet was trained on."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
 
 
 def _decoder_loss(vae, pool, latents, step, rng, noise):
@@ -138,7 +135,7 @@ def run_decoder(art_folder: Path, work: Path, plan: loop.Plan = DECODER_PLAN) ->
     torch.manual_seed(plan.seed)
     vae, pool = new_vae(), picture_pool(art_folder, POOL, seed=3)
     loop.load_average(vae, work / "vae")
-    decoder_only(vae)
+    freeze_encoder(vae)
     loss = partial(_decoder_loss, vae, pool, _means(vae, pool))
     pictures = to_unit(picture_pool(art_folder, 12, seed=2))
     return loop.train(work / "decoder", vae, loss, plan, partial(_preview, work / "decoder", pictures))
