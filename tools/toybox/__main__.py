@@ -35,9 +35,10 @@ def vae():
 @app.command()
 def decoder():
     """Train the autoencoder's decoder on; the latents stay as the UNet knows them."""
+    from tools.toybox import assemble
     from tools.toybox import vae as stage
 
-    return stage.run_decoder(WORK / "art", WORK)
+    return stage.run_decoder(WORK / "art", WORK, assemble.autoencoder(WORK))
 
 
 def _pool():
@@ -57,9 +58,10 @@ def clip():
 @app.command()
 def clip_vision():
     """Train the CLIP's image tower on, for measuring; the text tower stays."""
+    from tools.toybox import assemble
     from tools.toybox import clip as stage
 
-    return stage.run_vision(WORK, _pool())
+    return stage.run_vision(WORK, _pool(), *assemble.student(WORK))
 
 
 @app.command()
@@ -72,18 +74,14 @@ def identity():
 
 @app.command()
 def unet(
-    shipped: Annotated[bool, typer.Option(help="Start from the weights in the package.")] = False,
+    shipped: Annotated[bool, typer.Option(help="Start from the UNet in the package.")] = False,
 ) -> None:
-    """Train the UNet on what `vae` and `clip` made: in one process, or in several by torchrun."""
+    """Train the UNet and its text encoder on what `vae` and `clip` made: in one process, or in several by torchrun."""
     from tools.toybox import assemble
     from tools.toybox import unet as stage
 
-    if shipped:
-        stage.run_on(WORK, _pool())
-        return
-    autoencoder = assemble.averaged_vae(WORK / "vae")
-    student, tokenizer = assemble.averaged_clip(WORK, WORK / "clip")
-    stage.run(WORK, _pool(), autoencoder, stage.text_encoder_of(student.clip), tokenizer, stage.new_unet())
+    denoiser, tokenizer = assemble.denoiser(WORK, shipped)
+    stage.run(WORK, _pool(), assemble.autoencoder(WORK), tokenizer, denoiser)
 
 
 @app.command()

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
+from spectral_diffusion.base import TOYBOX, load_base
 from tools.toybox import vae as vae_stage
 from tools.toybox.clip import build_tokenizer, new_student
 from tools.toybox.identity import new_classifier
 from tools.toybox.loop import load_average
-from tools.toybox.unet import new_unet, pipeline, scaling_factor, text_encoder_of
+from tools.toybox.unet import Denoiser, new_unet, pipeline, scaling_factor, text_encoder_of
 
 
 def set_posterior_noise(vae: AutoencoderKL) -> None:
@@ -26,38 +27,69 @@ def set_posterior_noise(vae: AutoencoderKL) -> None:
         vae.quant_conv.bias[half:] = 2 * math.log(vae_stage.NOISE)
 
 
-def averaged_vae(folder: Path) -> AutoencoderKL:
-    """The autoencoder of a stage's last checkpoint."""
+def _trained(work: Path, stage: str) -> bool:
+    return (work / stage / "checkpoint.pt").exists()
+
+
+def autoencoder(work: Path) -> AutoencoderKL:
+    """The autoencoder as far as it is trained: of the stages' last checkpoint, else the package's."""
+    if not (_trained(work, "vae") or _trained(work, "decoder")):
+        return load_base("toybox").pipeline.vae.requires_grad_(True)
     vae = vae_stage.new_vae()
-    load_average(vae, folder)
+    load_average(vae, work / ("decoder" if _trained(work, "decoder") else "vae"))
     return vae
 
 
-def averaged_clip(work: Path, folder: Path) -> tuple[nn.Module, CLIPTokenizer]:
-    """The CLIP (with its naming heads) of a stage's last checkpoint, and the tokenizer."""
+def student(work: Path) -> tuple[nn.Module, CLIPTokenizer]:
+    """The CLIP with its naming heads and the tokenizer: of the stages' last checkpoint, else the package's.
+
+    Its text tower is the one trained with the UNet, where there is one.
+    """
     tokenizer = build_tokenizer(work / "tokenizer")
     student = new_student(tokenizer)
-    load_average(student, folder)
+    if _trained(work, "clip_vision") or _trained(work, "clip"):
+        load_average(student, work / ("clip_vision" if _trained(work, "clip_vision") else "clip"))
+    else:
+        student.clip = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
+    if _trained(work, "unet"):
+        both, _ = denoiser(work, shipped=False)
+        student.clip.text_model.load_state_dict(both.text_encoder.state_dict())
     return student, tokenizer
 
 
-def _latest(work: Path, *stages: str) -> Path:
-    """The folder of the last of `stages` that has a checkpoint."""
-    return [work / stage for stage in stages if (work / stage / "checkpoint.pt").exists()][-1]
+def denoiser(work: Path, shipped: bool) -> tuple[Denoiser, CLIPTokenizer]:
+    """UNet, text encoder and tokenizer: of the last checkpoint, else those to start the stage from.
+
+    That is the package's, if `shipped`, for machines with none of the build's checkpoints; otherwise a new
+    UNet with the text tower of the stage `clip`.
+    """
+    tokenizer = build_tokenizer(work / "tokenizer")
+    if shipped:
+        pipe = load_base("toybox").pipeline
+        return Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True), tokenizer
+    clip = new_student(tokenizer)
+    both = Denoiser(new_unet(), text_encoder_of(clip.clip))
+    if _trained(work, "unet"):
+        load_average(both, work / "unet")
+    else:
+        load_average(clip, work / "clip")
+        both.text_encoder.load_state_dict(clip.clip.text_model.state_dict())
+    return both, tokenizer
 
 
 def write_latest(work: Path, target: Path) -> None:
     """Writes `pipeline/`, `clip/` and `identity/` under `target` from the last checkpoints in `work`."""
-    vae = averaged_vae(_latest(work, "vae", "decoder"))
+    vae = autoencoder(work)
     vae.register_to_config(scaling_factor=scaling_factor(torch.load(work / "latents.pt", weights_only=True)))
     set_posterior_noise(vae)
-    student, tokenizer = averaged_clip(work, _latest(work, "clip", "clip_vision"))
-    unet, classifier = new_unet(), new_classifier(work)
-    load_average(unet, work / "unet")
-    load_average(classifier, work / "identity")
-    for folder in ("pipeline", "clip", "identity"):
+    named, tokenizer = student(work)
+    both, _ = denoiser(work, shipped=False)
+    whole = pipeline(both.unet, vae, both.text_encoder, tokenizer)
+    for folder in ("pipeline", "clip"):
         shutil.rmtree(target / folder, ignore_errors=True)
-    whole = pipeline(unet, vae, text_encoder_of(student.clip), tokenizer)
     whole.to(dtype=torch.float16).save_pretrained(target / "pipeline")
-    student.clip.half().save_pretrained(target / "clip")
-    classifier.encoder.half().save_pretrained(target / "identity")
+    named.clip.half().save_pretrained(target / "clip")
+    if _trained(work, "identity"):
+        classifier = new_classifier(work)
+        load_average(classifier, work / "identity")
+        classifier.encoder.half().save_pretrained(target / "identity")

@@ -225,12 +225,10 @@ def run(work: Path, pool: Pool, plan: loop.Plan = PLAN) -> tuple[CLIPModel, CLIP
     return loop.train(work / "clip", student, partial(_loss, student, tokenizer, pool), plan).clip, tokenizer
 
 
-def run_vision(work: Path, pool: Pool, plan: loop.Plan = VISION_PLAN) -> CLIPModel:
-    """Trains the image tower on, with the text tower that the UNet reads frozen."""
+def run_vision(
+    work: Path, pool: Pool, student: _Student, tokenizer: CLIPTokenizer, plan: loop.Plan = VISION_PLAN
+) -> CLIPModel:
+    """Trains the image tower of `student` on, with the text tower that the UNet reads frozen."""
     torch.manual_seed(plan.seed)
-    tokenizer = build_tokenizer(work / "tokenizer")
-    student = new_student(tokenizer)
-    if not (work / "clip_vision" / "checkpoint.pt").exists():
-        loop.load_average(student, work / "clip")
     student.clip.text_model.requires_grad_(False)
     return loop.train(work / "clip_vision", student, partial(_loss, student, tokenizer, pool), plan).clip

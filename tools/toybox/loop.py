@@ -50,7 +50,8 @@ class Plan:
         return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
-def _atomic_save(state: dict, path: Path) -> None:
+def atomic_save(state: object, path: Path) -> None:
+    """`torch.save` that leaves no half-written file."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
@@ -62,6 +63,15 @@ def _average(decay: float, averaged: list, current: list, count: torch.Tensor) -
         torch._foreach_copy_(averaged, current)
         return
     torch._foreach_lerp_(averaged, current, 1 - min(decay, float(1 + count) / float(10 + count)))
+
+
+def processes() -> tuple[int, int]:
+    """Rank and number of the processes that share each step (0 and 1 outside `torchrun`)."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
 
 
 def train(
@@ -82,10 +92,8 @@ def train(
     ema = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=partial(_average, plan.ema), use_buffers=True
     )
-    start, shared = 0, "WORLD_SIZE" in os.environ
-    if shared and not dist.is_initialized():
-        dist.init_process_group("gloo")
-    rank = dist.get_rank() if shared else 0
+    start = 0
+    rank, world = processes()
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -94,7 +102,7 @@ def train(
         start = state["step"]
 
     def save(step: int) -> None:
-        _atomic_save(
+        atomic_save(
             {
                 "model": model.state_dict(),
                 "ema": ema.state_dict(),
@@ -115,7 +123,7 @@ def train(
         value, parts = loss(step, np.random.default_rng([plan.seed, step, rank]), noise)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
-        if shared:
+        if world > 1:
             _average_gradients(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         if not torch.isfinite(norm):

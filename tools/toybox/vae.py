@@ -130,11 +130,12 @@ def run(art_folder: Path, work: Path, plan: loop.Plan = PLAN) -> AutoencoderKL:
     )
 
 
-def run_decoder(art_folder: Path, work: Path, plan: loop.Plan = DECODER_PLAN) -> AutoencoderKL:
-    """Trains the decoder on with the encoder frozen: sharper pictures, the same latents."""
+def run_decoder(
+    art_folder: Path, work: Path, vae: AutoencoderKL, plan: loop.Plan = DECODER_PLAN
+) -> AutoencoderKL:
+    """Trains the decoder of `vae` on with the encoder frozen: sharper pictures, the same latents."""
     torch.manual_seed(plan.seed)
-    vae, pool = new_vae(), picture_pool(art_folder, POOL, seed=3)
-    loop.load_average(vae, work / "vae")
+    pool = picture_pool(art_folder, POOL, seed=3)
     freeze_encoder(vae)
     loss = partial(_decoder_loss, vae, pool, _means(vae, pool))
     pictures = to_unit(picture_pool(art_folder, 12, seed=2))
