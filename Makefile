@@ -1,4 +1,5 @@
 # make demo   train three concepts, fuse them, draw them together (a few minutes, offline after installing)
+# make ui     the web page, on this machine only
 # make test   lint and run the tests
 # PYTHON=python3.12 make …   uses another Python (3.11 or later)
 
@@ -7,11 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint
+.PHONY: demo ui test lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tools.demo
+
+ui: $(VENV)/.installed
+	$(BIN)/python app.py
 
 test: lint
 	$(BIN)/python -m pytest

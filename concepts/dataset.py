@@ -1,64 +1,57 @@
-"""A folder of photos as training examples: checked, upright, RGB, square, captioned.
+"""A folder or zip of photos as training examples: checked, upright, RGB, cropped, captioned, masked.
 
-Layouts: a plain folder of PNG, JPEG and WebP pictures, each with an optional caption of the same stem
-(`.txt` or `.caption`, UTF-8; the first line that is not empty counts) and an optional mask of the same stem
-in a folder `mask/` or `masks/`; or Mix-of-Show's `image/ caption/ mask/`. White in a mask is the concept.
+Layouts are found by `concepts.layouts`. A caption holds `<name>` where the concept stands, see
+`captions.with_name`; a picture without one gets a template. White in a mask is the concept; a mask comes
+from a file, else from the picture's alpha, else from `ReadOptions.make_mask`.
 
-A caption holds `<name>` where the concept stands; `<TOK>` is turned into it, else the class word with its
-article is. A picture without a caption gets one from `CAPTIONS`.
-
-Nothing is decoded before its header is checked, and every refusal names the file. Colour profiles are not
-converted; only the first picture of an animation is read.
+Every refusal names the file: a training on less than what was given would go unnoticed.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from concepts import captions
+from concepts.archive import unpacked
+from concepts.buckets import nearest
+from concepts.layouts import Source, find_layout
+from concepts.masks import feather, grow, plain_background
+from concepts.pictures import Box, Picture, crop_box, read_mask, read_picture
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.ledger import check_name
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-ACCEPTED = "PNG, JPEG and WebP"
-CAPTION_SUFFIXES = (".txt", ".caption")
-CAPTION_FOLDERS = ("caption", "captions")
-MASK_FOLDERS = ("mask", "masks")
-IMAGE_FOLDERS = ("image", "images")
-MAX_PIXELS = 120_000_000
-MAX_SIDES = 8  # a picture more than this many times longer than wide would be cropped to a sliver
-SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I")
-PLACEHOLDER = "<TOK>"
-CAPTIONS = (
-    "a photo of {}",
-    "a picture of {}",
-    "a close-up photo of {}",
-    "a good photo of {}",
-    "a cropped photo of {}",
-    "a bright photo of {}",
-    "a photo of one {}",
-    "a rendering of {}",
-    "a depiction of {}",
-    "a nice picture of {}",
-)
+DETAIL = 1.25  # crops are jittered within this many times the size, so that none has to be enlarged
+LOST = 0.005  # share of the subject that a crop may cut off untold: the tip of an ear is more
+_ROUNDING = 0.01  # of the area: not worth looking for what it cut off
+
+MakeMask = Callable[[Image.Image], Image.Image | None]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: `image` RGB and `mask` L (255 = concept), both size × size."""
+    """One training example: `image` RGB and `mask` L (255 = concept), both of the shape asked for.
+
+    `detail` is the same crop with up to `DETAIL` times the pixels, where the file has them. `given`: the
+    caption is the user's own. `native` is the picture's upright (width, height), `box` the crop in it and
+    `lost` the share of the masked subject outside of the crop.
+    """
 
     image: Image.Image
     caption: str
     mask: Image.Image | None
     path: Path
+    repeats: int = 1
+    given: bool = True
+    mask_from: str | None = None
+    native: tuple[int, int] | None = None
+    box: Box | None = None
+    lost: float = 0.0
+    detail: Image.Image | None = None
 
 
 class Photos(NamedTuple):
@@ -68,172 +61,199 @@ class Photos(NamedTuple):
     warnings: list[str]
 
 
-def read_folder(folder: Path | str, name: str, size: int, class_word: str | None = None) -> Photos:
-    """The photos of `folder` as examples of the concept `name`, `size` × `size` pixels.
+@dataclass(frozen=True)
+class ReadOptions:
+    """How pictures are read.
 
-    Raises InputError for a folder without usable pictures and for any picture, caption or mask that cannot
-    be read: a training on less than what was given would go unnoticed.
+    `buckets` keeps each photo near its own shape instead of a square. `make_mask` (see `masks` and
+    `segmenter`) is asked for pictures without a mask and answers None where it cannot make one. `grow` and
+    `feather` are in pixels of the example. `need_captions` refuses pictures without one.
+    """
+
+    buckets: bool = False
+    make_mask: MakeMask | None = None
+    grow: int = 0
+    feather: int = 0
+    kind: captions.Kind = "object"
+    need_captions: bool = False
+
+    def __post_init__(self) -> None:
+        captions.CaptionRules(self.kind)  # refuses an unknown kind
+        for option in ("grow", "feather"):
+            if getattr(self, option) < 0:
+                raise InputError(f"{option} must be at least 0 pixels, not {getattr(self, option)}.")
+
+
+AS_GIVEN = ReadOptions()
+
+
+def read_folder(
+    folder: Path | str,
+    name: str,
+    size: int,
+    class_word: str | None = None,
+    options: ReadOptions = AS_GIVEN,
+) -> Photos:
+    """The photos of `folder`, which may be a zip, as examples of the concept `name`.
+
+    Each is `size` × `size` pixels, or of one of `buckets(size)`. Raises InputError for a folder without
+    usable pictures and for any picture, caption or mask that cannot be read.
     """
     check_name(name)
-    pictures, ignored = find_pictures(Path(folder))
-    examples = []
-    notes = [f"{path.name} is ignored: only {ACCEPTED} are read." for path in ignored]
-    for number, path in enumerate(pictures):
-        mask_path = _same_stem(path, _homes(path, MASK_FOLDERS), (".png",))
-        image, mask, native = read_picture(path, mask_path, size)
-        caption = read_caption(path, name, class_word)
-        examples.append(
-            Example(image, caption or CAPTIONS[number % len(CAPTIONS)].format(f"<{name}>"), mask, path)
+    with unpacked(folder) as root:
+        layout = find_layout(root)
+        examples = []
+        for number, source in enumerate(layout.sources):
+            example = read_example(source, number, name, size, class_word or layout.class_word, options)
+            examples.append(replace(example, path=Path(folder) / source.path.relative_to(root)))
+    notes = [*layout.notes]
+    for example in examples:
+        notes += troubles(example, options)
+    return Photos(examples, notes + _of_all(Path(folder), examples))
+
+
+def read_example(
+    source: Source,
+    number: int,
+    name: str,
+    size: int,
+    class_word: str | None = None,
+    options: ReadOptions = AS_GIVEN,
+) -> Example:
+    """One picture of a layout, its caption and its mask. `number` picks the template where it has no caption."""
+    picture = read_picture(source.path, pixels_for(size))
+    return example_of(picture, source, number, name, size, class_word, options)
+
+
+def pixels_for(size: int) -> int:
+    """How many pixels the short side of a decoded picture should have: half are in reserve for the crop."""
+    return 2 * size
+
+
+def example_of(
+    picture: Picture,
+    source: Source,
+    number: int,
+    name: str,
+    size: int,
+    class_word: str | None = None,
+    options: ReadOptions = AS_GIVEN,
+) -> Example:
+    """As `read_example`, of a picture that is decoded already."""
+    rgb, native = picture.rgb, picture.native
+    mask, mask_from = _mask(source, rgb, picture.alpha, options)
+    shape = nearest(native, size) if options.buckets else (size, size)
+    box = crop_box(rgb.size, shape, mask.getbbox() if mask else None)
+    image = _cut(rgb, box, shape)
+    cut_mask = mask and _grown(mask.resize(shape, Image.Resampling.BILINEAR, box=box), options)
+    text = caption_of(source, name, class_word, options.kind)
+    if text is None and options.need_captions:
+        raise InputError(f"{source.path} has no caption: write {source.path.stem}.txt beside it.")
+    return Example(
+        image=image,
+        caption=text or captions.template(options.kind, name, number),
+        mask=cut_mask,
+        path=source.path,
+        repeats=source.repeats,
+        given=text is not None,
+        mask_from=mask_from,
+        native=native,
+        box=_scaled(box, min(native[0] / rgb.width, native[1] / rgb.height)),
+        lost=_lost(rgb, mask, box),
+        detail=_detail(rgb, box, shape),
+    )
+
+
+def caption_of(
+    source: Source, name: str, class_word: str | None = None, kind: captions.Kind = "object"
+) -> str | None:
+    """The caption given for a picture, naming the concept, or None."""
+    text = given_text(source)
+    return captions.with_name(text, name, class_word, source.words, kind) if text else None
+
+
+def given_text(source: Source) -> str | None:
+    """The caption as it was written for a picture, or None. Raises InputError if it is not UTF-8."""
+    return source.text or (captions.read_caption(source.caption) if source.caption else None)
+
+
+def troubles(example: Example, options: ReadOptions) -> list[str]:
+    """Sentences about one example that is usable and may still disappoint."""
+    name, (width, height), notes = example.path.name, example.native, []
+    if min(width, height) < min(example.image.size):
+        notes.append(f"{name} is {width} × {height}, smaller than {min(example.image.size)}: it is enlarged.")
+    if example.lost > LOST:
+        notes.append(
+            f"{name}: the crop cuts off {example.lost:.0%} of the subject: use buckets, or crop it yourself."
         )
-        if min(native) < size:
-            notes.append(f"{path.name} is {native[0]} × {native[1]}, smaller than {size}: it is enlarged.")
+    if options.make_mask and example.mask is None:
+        notes.append(f"{name}: no mask could be made, all of the picture counts.")
+    return notes
+
+
+def _of_all(folder: Path, examples: Sequence[Example]) -> list[str]:
+    """Sentences about the set."""
+    notes = []
     if len(examples) == 1:
         notes.append(
             f"{folder} has one picture only: the concept may learn its background too; five are better."
         )
-    return Photos(examples, notes)
+    for what, bare in (
+        ("caption", [example.path.name for example in examples if not example.given]),
+        ("mask", [example.path.name for example in examples if example.mask is None]),
+    ):
+        if 0 < len(bare) < len(examples):
+            notes.append(f"{len(bare)} of {len(examples)} pictures have no {what}: {_listed(bare)}.")
+    return notes
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures of a training folder and the files in it that are neither picture nor caption."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the folder that holds the photos.")
-    inner = next((folder / sub for sub in IMAGE_FOLDERS if (folder / sub).is_dir()), None)
-    pictures, ignored = _sorted_out(folder)
-    if inner and not pictures:
-        pictures, ignored = _sorted_out(inner)
-    if not pictures:
-        found = f"only {', '.join(path.name for path in ignored[:3])}" if ignored else "no picture"
-        raise InputError(f"{folder} has {found}: put a few photos there ({ACCEPTED} are read).")
-    return pictures, ignored
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in FORMATS]
-    return pictures, [path for path in files if path.suffix.lower() not in {*FORMATS, *CAPTION_SUFFIXES}]
+def _mask(
+    source: Source, rgb: Image.Image, alpha: Image.Image | None, options: ReadOptions
+) -> tuple[Image.Image | None, str | None]:
+    """The mask in the size of `rgb`, and where it is from."""
+    if source.mask:
+        return read_mask(source.mask, rgb.size), "file"
+    if alpha is not None:
+        if alpha.getextrema()[1] == 0:
+            raise InputError(f"{source.path} is empty: all of it is transparent; replace or remove it.")
+        return alpha, "alpha"
+    made = options.make_mask(rgb) if options.make_mask else None
+    return (made, "made") if made and made.getbbox() else (None, None)
 
 
-def read_caption(picture: Path, name: str, class_word: str | None = None) -> str | None:
-    """The caption beside `picture` with `<name>` in it, or None if there is none or it is empty."""
-    path = _same_stem(picture, [picture.parent, *_homes(picture, CAPTION_FOLDERS)], CAPTION_SUFFIXES)
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: save the caption again as UTF-8.") from error
-    text = next((" ".join(line.split()) for line in lines if line.strip()), None)
-    return text and with_name(text, name, class_word)
+def _grown(mask: Image.Image, options: ReadOptions) -> Image.Image:
+    return feather(grow(mask, options.grow), options.feather)
 
 
-def with_name(caption: str, name: str, class_word: str | None = None) -> str:
-    """`caption` naming the concept: for `<TOK>`, else for the first class word, else in front."""
-    concept = f"<{name}>"
-    caption = caption.replace(PLACEHOLDER, concept)
-    if concept in caption:
-        return caption
-    if class_word:
-        class_phrase = rf"\b(?:(?:an?|the)\s+)?{re.escape(class_word)}\b"
-        caption, found = re.subn(class_phrase, concept, caption, count=1, flags=re.IGNORECASE)
-        if found:
-            return caption
-    return f"{concept}, {caption}"
+def _cut(rgb: Image.Image, box: Box, shape: tuple[int, int]) -> Image.Image:
+    return rgb.resize(shape, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def read_picture(
-    path: Path, mask_path: Path | None, size: int
-) -> tuple[Image.Image, Image.Image | None, tuple[int, int]]:
-    """The picture (RGB) and its mask (L) cropped to a square of `size`, and its own (width, height).
-
-    The crop is the largest square, around the mask's centre if there is a mask. A transparent picture is laid
-    on white, and its alpha is the mask unless there is a mask file.
-    """
-    with _opened(path) as image:
-        native = image.size
-        _decode(image, size)
-        upright = ImageOps.exif_transpose(image)
-        rgb, alpha = _rgb_and_alpha(upright)
-    mask = alpha if mask_path is None else _read_mask(mask_path, rgb.size)
-    if mask is not None and mask.getbbox() is None:
-        raise InputError(f"The mask of {path} is empty: paint the concept white, or remove the mask.")
-    box = _square(rgb.size, mask.getbbox() if mask else None)
-    square = rgb.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    return square, mask and mask.resize((size, size), Image.Resampling.BILINEAR, box=box), native
+def _detail(rgb: Image.Image, box: Box, shape: tuple[int, int]) -> Image.Image | None:
+    wide = round(shape[0] * DETAIL), round(shape[1] * DETAIL)
+    enough = box[2] - box[0] >= wide[0] and box[3] - box[1] >= wide[1]
+    return _cut(rgb, box, wide) if enough else None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture with its header read; whatever goes wrong until the block ends is one sentence."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-            image = Image.open(path, formats=sorted(set(FORMATS.values())))
-        with image:
-            _check_size(path, image.size)
-            yield image
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture ({ACCEPTED} are read), whatever its name says.") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels: scale it down.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}): replace or remove it.") from error
+def _scaled(box: Box, scale: float) -> Box:
+    left, top, right, bottom = (side * scale for side in box)
+    # sides first: rounding the corners would make a square look oblong
+    width, height = round(right - left), round(bottom - top)
+    return round(left), round(top), round(left) + width, round(top) + height
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels: scale it down.")
-    if max(size) > MAX_SIDES * min(size):
-        raise InputError(f"{path} is {size[0]} × {size[1]}, too narrow to crop a square from.")
+def _lost(rgb: Image.Image, mask: Image.Image | None, box: Box) -> float:
+    """Share of the subject outside of `box`; without a mask a plain background tells it, else 0."""
+    cropped = (box[2] - box[0]) * (box[3] - box[1]) < (1 - _ROUNDING) * rgb.width * rgb.height
+    if not cropped:
+        return 0.0
+    mask = mask or plain_background(rgb)
+    return 1 - _weight(mask.crop(box)) / _weight(mask) if mask else 0.0
 
 
-def _decode(image: Image.Image, size: int) -> None:
-    """Decode in place. Large JPEGs come out smaller, at least twice `size`, which is many times faster."""
-    image.draft(None, (2 * size, 2 * size))
-    image.load()
-
-
-def _rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Any mode to RGB on white, and the alpha channel (L) if it hides anything."""
-    if image.mode in SIXTEEN_BITS:  # convert() would clip at 255 instead of scaling
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if not image.has_transparency_data:
-        return image.convert("RGB"), None
-    image = image.convert("RGBA")
-    alpha = image.getchannel("A")
-    white = Image.new("RGBA", image.size, "white")
-    rgb = Image.alpha_composite(white, image).convert("RGB")
-    return rgb, alpha if alpha.getextrema()[0] < 255 else None
-
-
-def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The mask (L) scaled to the picture's `size`; InputError if it has another shape."""
-    with _opened(path) as image:
-        image.load()
-        rgb, _ = _rgb_and_alpha(ImageOps.exif_transpose(image))
-    mask = rgb.convert("L")
-    if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
-        raise InputError(f"{path} is {mask.width} × {mask.height}, another shape than its picture.")
-    return mask.resize(size, Image.Resampling.BILINEAR)
-
-
-def _square(size: tuple[int, int], focus: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
-    """The largest square (left, top, right, bottom) in `size`, as near to the centre of `focus` as can be."""
-    side = min(size)
-    left, top, right, bottom = focus or (0, 0, *size)
-    x = min(max((left + right - side) // 2, 0), size[0] - side)
-    y = min(max((top + bottom - side) // 2, 0), size[1] - side)
-    return x, y, x + side, y + side
-
-
-def _homes(picture: Path, folders: tuple[str, ...]) -> list[Path]:
-    """Where companions of `picture` lie: in folders beside it or, for `image/`, beside its own folder."""
-    homes = [picture.parent / folder for folder in folders]
-    if picture.parent.name in IMAGE_FOLDERS:
-        homes += [picture.parent.parent / folder for folder in folders]
-    return homes
-
-
-def _same_stem(picture: Path, homes: list[Path], suffixes: tuple[str, ...]) -> Path | None:
-    candidates = (home / f"{picture.stem}{suffix}" for home in homes for suffix in suffixes)
-    return next((path for path in candidates if path.is_file()), None)
+def _weight(mask: Image.Image) -> int:
+    return sum(value * count for value, count in enumerate(mask.histogram()))

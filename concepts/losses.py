@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean, median
+
 from torch import Tensor
+
+_RECENT, _FIRST = 5, 20  # steps whose losses are compared to see an explosion
+_MANY, _FLOOR = 10.0, 0.5  # a model that knows nothing answers with an error of about 1
 
 
 def masked_mse(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -18,8 +24,28 @@ def masked_mse(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tens
     return (error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
 
-def snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
-    """min-SNR weights (batch,) of noise-prediction losses (Hang et al., 2023)."""
+def snr_weight(
+    alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0, kind: str = "epsilon"
+) -> Tensor:
+    """min-SNR weights (batch,) of noise (`epsilon`) or velocity (`v_prediction`) losses (Hang et al., 2023).
+
+    `gamma` 0 is off: all ones. The loss on the noise is SNR times that on the picture, the loss on v is
+    SNR + 1 times that, hence the divisors.
+    """
     alpha = alphas_cumprod[timesteps]
+    if not gamma:
+        return alpha.new_ones(alpha.shape)
     snr = alpha / (1 - alpha)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / (snr + 1 if kind == "v_prediction" else snr)
+
+
+def exploding(losses: Sequence[float]) -> bool:
+    """Whether the newest losses are far above those of the first steps, of one training in order."""
+    if len(losses) < _FIRST + _RECENT:
+        return False
+    return fmean(losses[-_RECENT:]) > _MANY * max(median(losses[:_FIRST]), _FLOOR)
+
+
+def remembered(losses: Sequence[float]) -> list[float]:
+    """The part of the past that `exploding` will ever look at."""
+    return [*losses[:_FIRST], *losses[_FIRST:][-_RECENT:]]

@@ -24,8 +24,8 @@ _STAGES = {
 
 
 @contextmanager
-def training_progress(name: str) -> Iterator:
-    """Yields a `concepts.trainer.Report` that draws on stderr."""
+def training_progress(name: str, shown: bool = True) -> Iterator:
+    """Yields a `concepts.trainer.Report` that draws on stderr, if it is to be shown at all."""
     columns = (
         TextColumn(f"[bold]{name}[/] {{task.description}}"),
         BarColumn(),
@@ -34,7 +34,7 @@ def training_progress(name: str) -> Iterator:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bars = Progress(*columns, console=Console(stderr=True))
+    bars = Progress(*columns, console=Console(stderr=True), disable=not shown)
     tasks: dict[str, int] = {}
 
     def report(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -42,8 +42,8 @@ def training_progress(name: str) -> Iterator:
             bars.start()
         if stage not in tasks:
             tasks[stage] = bars.add_task(_STAGES[stage], total=total, loss="")
-        shown = "" if loss is None else f"loss {loss:.3f}"
-        bars.update(tasks[stage], completed=done, total=total, loss=shown)
+        text = "" if loss is None else f"loss {loss:.3f}"
+        bars.update(tasks[stage], completed=done, total=total, loss=text)
 
     try:
         yield report

@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from concepts.captions import CaptionRules
 from spectral_diffusion.errors import InputError, NameTaken
 from spectral_diffusion.ledger import Slice, check_name
+
+FORMS = ("additive", "rotational")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+# "tenth" is ours: warm-up, then linear to a tenth of the rate; the others are diffusers'
+SCHEDULES = (
+    "tenth",
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
+CHOICES = {"form": FORMS, "precision": PRECISIONS, "schedule": SCHEDULES}
+_FROM_ONE = (
+    "steps",
+    "batch",
+    "accumulate",
+    "crops",
+    "prior_pictures",
+    "prior_batch",
+    "class_batch",
+    "cycles",
+    "save_every",
+    "keep",
+)
+_FROM_ZERO = (
+    "weight_rate",
+    "unet_rate",
+    "text_rate",
+    "word_rate",
+    "word_norm",
+    "weight_decay",
+    "warmup",
+    "clip",
+    "ema",
+    "snr_gamma",
+    "noise_offset",
+    "prior_weight",
+    "class_weight",
+    "background",
+    "attention_weight",
+    "previews",
+    "patience",
+    "text_tolerance",
+    "held_out",
+    "mask_grow",
+    "mask_feather",
+)
+# what may differ when a stopped training goes on: none of it changes a number that is trained
+NEUTRAL = frozenset({"start", "save_every", "keep"})  # the slice itself is compared, not the wish for it
 
 
 @dataclass(frozen=True)
@@ -15,51 +67,180 @@ class Settings:
     """Settings of one training.
 
     A small weight rate beside a large word rate, and the teacher prior, are what lets concepts be summed
-    at full strength later; the paper's own rates are in its appendix and erase each other when summed.
+    at full strength later; the paper's own rates are in the preset `paper` and erase each other when summed.
+    Building one raises InputError (NameTaken's sibling for names) for what cannot work or contradicts itself.
     """
 
     name: str
     class_word: str
+    # the slice
     rank: int = 4
     start: int | None = None  # first column of the slice; None: the next free one of the ledger
     form: Literal["additive", "rotational"] = "additive"
-    steps: int = 160
-    batch: int = 4
-    weight_rate: float = 1e-3
-    word_rate: float = 1e-2
+    isolated: bool = False  # keep A and B off the other reserved columns; additive only
+    reserved: int | None = None  # columns from the top that concepts share out; needed by isolated
+    slice_aware: bool = True  # let deep slices learn as fast as the top one
     layerwise: bool = False  # one embedding per cross-attention layer for each word, instead of one
+    # the steps
+    steps: int = 160
+    batch: int = 4  # photos of one forward pass, over all processes together
+    accumulate: int = 1  # forward passes of one step
+    weight_rate: float = 1e-3  # of UNet and text encoder
+    unet_rate: float | None = None  # instead of weight_rate; 0 leaves the UNet as it is
+    text_rate: float | None = None  # instead of weight_rate; 0 leaves the text encoder as it is
+    word_rate: float = 1e-2  # 0 leaves the words as they start
+    word_norm: float = 0.0  # mean length of the words at which they stop learning; 0: never
+    optimiser: str = "adamw"  # adamw, adamw8bit, prodigy, or module.Class
+    optimiser_options: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    schedule: str = "tenth"
+    warmup: int = 10
+    cycles: int = 1  # of cosine_with_restarts
+    clip: float = 1.0  # largest norm of the gradient; 0 is off
+    ema: float = 0.0  # decay of the running mean of the trained numbers; 0 is off
+    # the loss
+    snr_gamma: float = 5.0  # of min-SNR weights; 0 is off
+    noise_offset: float = 0.0
     prior_weight: float = 5.0  # 0 switches the teacher prior off
     prior_batch: int = 4
     prior_pictures: int = 64  # prepared once per base and class
+    class_photos: str | None = None  # a folder of pictures of the class, kept as they are beside the concept
+    class_batch: int = 4
+    class_weight: float = 1.0
+    # the photos
     crops: int = 6  # jittered crops of each photo, encoded once
-    warmup: int = 10
-    clip: float = 1.0
-    slice_aware: bool = True  # let deep slices learn as fast as the top one
+    flip: bool = True  # mirror every other crop
+    sample_latents: bool = False  # draw from the VAE's answer anew at each step, instead of its mean
+    buckets: bool = False  # keep each photo near its own shape instead of a square
+    caption_kind: Literal["object", "style", "person"] = "object"
+    caption_templates: bool = False  # ignore the captions given
+    caption_shuffle: bool = False  # of the tags between commas
+    caption_keep: int = 1  # first tags that stay in place
+    tag_dropout: float = 0.0
+    caption_dropout: float = 0.0
+    need_captions: bool = False  # refuse pictures without one
+    masks: str | None = None  # for pictures without one: "plain" or a segmentation model
+    mask_grow: int = 0  # pixels
+    mask_feather: int = 0  # pixels
     background: float = 0.2  # weight of the loss outside the mask, where there is one
+    attention_weight: float = 0.0  # of the words' attention outside the mask, where there is one
+    # the machine
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = (
+        "auto"  # auto: what the processor multiplies natively
+    )
+    half_base: bool = False  # hold the frozen base in fp16
+    gradient_checkpointing: bool = False  # recompute the UNet in the backward pass: less memory, more time
     seed: int = 0
+    # on the way
     previews: int = 3  # how many times pictures are drawn during training
+    preview_prompts: tuple[str, ...] = ("a photo of {} on the beach",)  # {} stands for the concept
+    keep_best: bool = False  # take the measured step of the best identity without loss of text alignment
+    patience: int = 0  # stop when that many measurements brought nothing better; 0: never
+    text_tolerance: float = 0.02  # text alignment that may be lost against the start
+    held_out: int | None = None  # photos measured against, not trained on; None: 1 of 5 or more if measured
+    save_every: int = 25  # steps between checkpoints
+    keep: int = 2  # checkpoints kept beside the best
 
     def __post_init__(self) -> None:
         check_name(self.name)
         Slice(self.start or 0, self.rank)  # checks both
-        for option in ("steps", "batch", "crops", "prior_pictures", "prior_batch"):
+        self.captions  # noqa: B018 - checks itself when built
+        self._check_ranges()
+        self._check_choices()
+        self._check_contradictions()
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rate of each part: `unet`, `text_encoder`, `words`; 0 means the part is not trained."""
+        unet, text = (self.weight_rate if r is None else r for r in (self.unet_rate, self.text_rate))
+        return {"unet": unet, "text_encoder": text, "words": self.word_rate}
+
+    @property
+    def captions(self) -> CaptionRules:
+        """How captions change from step to step."""
+        return CaptionRules(
+            self.caption_kind,
+            self.caption_templates,
+            self.caption_shuffle,
+            self.caption_keep,
+            self.tag_dropout,
+            self.caption_dropout,
+        )
+
+    @property
+    def measures(self) -> bool:
+        """Whether the training looks at its previews to choose its end."""
+        return self.keep_best or self.patience > 0
+
+    def _check_ranges(self) -> None:
+        for option in _FROM_ONE:
             if getattr(self, option) < 1:
                 raise InputError(f"{option} must be at least 1, not {getattr(self, option)}.")
-        for option in (
-            "weight_rate",
-            "word_rate",
-            "prior_weight",
-            "background",
-            "clip",
-            "warmup",
-            "previews",
-        ):
-            if not 0 <= getattr(self, option) < float("inf"):
-                raise InputError(f"{option} must be a number from 0 on, not {getattr(self, option)}.")
-        if self.form not in ("additive", "rotational"):
-            raise InputError(f"form must be additive or rotational, not {self.form!r}.")
+        for option in _FROM_ZERO:
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"{option} must be a number from 0 on, not {value}.")
+        if self.ema >= 1:
+            raise InputError(f"ema must be below 1, not {self.ema}: .99 averages about a hundred steps.")
+
+    def _check_choices(self) -> None:
+        for option, choices in CHOICES.items():
+            if getattr(self, option) not in choices:
+                named = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise InputError(f"{option} must be {named}, not {getattr(self, option)!r}.")
         if not self.class_word.strip():
             raise InputError("class is empty: give the plain word for what the photos show, such as 'dog'.")
+        for prompt in self.preview_prompts:
+            if "{}" not in prompt:
+                raise InputError(f"The preview prompt {prompt!r} has no {{}} where the concept stands.")
+
+    def _check_contradictions(self) -> None:
+        for wrong, sentence in _contradictions(self):
+            if wrong:
+                raise InputError(sentence)
+
+
+def _contradictions(s: Settings) -> tuple[tuple[bool, str], ...]:
+    """What no single option can tell: (whether it is so, what to say)."""
+    columns = s.reserved is not None and (s.start or 0) + s.rank > s.reserved
+    measured = "keep_best" if s.keep_best else "patience"
+    own = sorted({"lr", "params", "weight_decay"} & s.optimiser_options.keys())
+    return (
+        (
+            s.isolated and s.form == "rotational",
+            "isolated and form = rotational contradict: a rotation never leaves its slice, leave isolated out.",
+        ),
+        (
+            s.isolated and s.reserved is None,
+            "isolated needs reserved: how many columns from the top all concepts share, such as 64.",
+        ),
+        (s.reserved is not None and not s.isolated, "reserved does nothing without isolated: set both."),
+        (columns, f"reserved = {s.reserved} is less than the slice needs: raise it, or lower start or rank."),
+        (
+            not any(s.rates.values()),
+            "weight_rate and word_rate are 0, so nothing would be trained: raise one.",
+        ),
+        (
+            s.measures and not (s.previews and s.preview_prompts),
+            f"{measured} needs previews to measure: set previews, such as 8.",
+        ),
+        (
+            s.half_base and s.precision not in ("fp16", "bf16"),
+            f"half_base and precision = {s.precision} contradict: set precision to fp16 or bf16.",
+        ),
+        (
+            s.class_photos is not None and s.buckets,
+            "class_photos and buckets contradict: pictures of the class are square, leave one of them out.",
+        ),
+        (
+            bool(own),
+            f"{', '.join(own)} of optimiser_options is set by an option of its own, or by the rates.",
+        ),
+        (
+            s.gradient_checkpointing and s.attention_weight > 0,
+            "attention_weight needs what gradient_checkpointing throws away: switch one off.",
+        ),
+    )
 
 
 def free_path(library: Path, name: str) -> Path:

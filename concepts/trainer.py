@@ -1,54 +1,51 @@
 """From photos to one concept file: the words and the slice are trained, the base stays as it was.
 
-Step n draws its photos, noise and prior questions from a generator seeded with (seed, n). Numbers are trained
-in fp32; the frozen model runs in bf16 where the processor multiplies it natively.
+Contract. Whatever ends a training (Ctrl+C, SIGTERM, kill, a stop file, a power cut), the same call goes on from
+the last checkpoint and ends at the same numbers, bit for bit on one CPU. Until the concept file is there its
+checkpoints, log and previews lie in `<library>/<name>-training`; log and previews stay.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
-from concepts import latents as photos
+from concepts import checkpoint, previews
+from concepts.adapter import ADAPTER, adapted, collect
+from concepts.course import Course
 from concepts.dataset import Example
-from concepts.losses import masked_mse, snr_weight
+from concepts.interrupt import STOP_FILE, Stopped
+from concepts.lesson import PREDICTIONS, Lesson
+from concepts.logs import opened
+from concepts.previews import Judges, Measure
 from concepts.prior import Prior, load_prior
+from concepts.session import Session, require_checkpoint
 from concepts.settings import Settings, free_path
+from concepts.world import World, join_world
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.generate import Request, generate, sample
+from spectral_diffusion.generate import Request, generate
 from spectral_diffusion.ledger import Ledger, Slice
-from spectral_diffusion.spectrum import default_cache_dir, load_spectrum
-from spectral_diffusion.tuner import SpectralConfig, fold, spectral_layers, using_spectrum
-from spectral_diffusion.words import (
-    Words,
-    check_words,
-    cross_attention_layers,
-    expand,
-    initial_words,
-    layerwise,
-)
+from spectral_diffusion.spectrum import default_cache_dir
+from spectral_diffusion.words import Words, check_words, cross_attention_layers, expand, initial_words
 
 # stage ("spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
 Report = Callable[[str, int, int, float | None], None]
 
-# of the one adapter that is trained; a concept's own name may be a word that PEFT cannot use as a key
-ADAPTER = "concept"
-
 # how pictures are drawn during training, and those that the file's preview and identity are taken from
 PREVIEW: dict[str, int] = {"seed": 1, "count": 2, "steps": 10}
 MEASURED: dict[str, int] = {"seed": 1000, "count": 4, "steps": 25}
+
+__all__ = ["ADAPTER", "MEASURED", "PREVIEW", "Options", "Report", "Stopped", "Trained", "train"]
 
 
 @dataclass(frozen=True)
@@ -60,51 +57,44 @@ class Trained:
     previews: list[Path]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a training is carried out; nothing here changes what is learned."""
+
+    restart: bool = False  # throw an unfinished training of the name away
+    finish: bool = False  # no further step: make the concept of the last checkpoint
+    keep_checkpoints: bool = False  # also when the concept is finished
+    tensorboard: bool = False
+    judges: Judges | None = None  # None: the bundled ones, on the bundled base
+    world: World = field(default_factory=World)
+
+
 def train(
-    base: Base, examples: Sequence[Example], settings: Settings, library: Path, report: Report | None = None
+    base: Base,
+    examples: Sequence[Example],
+    settings: Settings,
+    library: Path,
+    report: Report | None = None,
+    options: Options | None = None,
+    class_examples: Sequence[Example] = (),
 ) -> Trained:
-    """Trains one concept and writes `<library>/<name>.safetensors`; the slice comes from the ledger.
+    """Trains one concept, or goes on training it, and writes `<library>/<name>.safetensors`.
 
-    Raises InputError, NameTaken, SliceTaken or LedgerFull before anything is trained. If the training is stopped,
-    its slice stays with the name, and the same command takes it up again; if it is refused, the slice is free.
+    `class_examples` show the class and keep it as it is. The slice comes from the ledger. Raises InputError,
+    NameTaken, SliceTaken or LedgerFull before anything is trained; OtherTraining if an unfinished training of the
+    name was started otherwise; Stopped when asked to stop; Diverged. After Stopped, or a Diverged that left a
+    checkpoint, the slice stays with the name.
     """
-    tell = report or (lambda stage, done, total, loss: None)
-    library = Path(library)
-    path = free_path(library, settings.name)
-    _check(base, examples, settings)
-    ledger = Ledger(library, base.fingerprint, base.width)
-    new = settings.name not in {entry.name for entry in ledger.entries()}
-    owned = ledger.take(settings.name, settings.rank, settings.start)
-    try:
-        prior = None
-        if settings.prior_weight:
-            cache = default_cache_dir().parent / "priors"
-            prior = load_prior(
-                base,
-                settings.class_word,
-                settings.prior_pictures,
-                cache,
-                lambda d, t: tell("prior", d, t, None),
-            )
-        with adapted(base, settings, owned, tell) as adapter_parameters:
-            words = _words(base, settings)
-            run = _Run(base, examples, settings, prior, words)
-            previews = run.steps(adapter_parameters, library / f"{settings.name}-previews", tell)
-            concept = _collect(base, settings, owned, words, examples)
-        concept.save(path)
-        ledger.finish(settings.name)
-    except SpectralError:
-        if new:  # other settings may ask for another rank
-            ledger.free(settings.name)
-        raise
-    finally:
-        ledger.close()
-    concept = _measured(base, concept, examples, tell)
-    concept.save(path)  # again, now with its figures and preview
-    return Trained(path, concept, previews)
+    options = options or Options(world=join_world())
+    photos = list(examples), list(class_examples)
+    return _Training(base, *photos, settings, Path(library), report or _silent, options).run()
 
 
-def _check(base: Base, examples: Sequence[Example], settings: Settings) -> None:
+def _silent(stage: str, done: int, total: int, loss: float | None) -> None:
+    pass
+
+
+def check(base: Base, examples: Sequence[Example], settings: Settings, judges: Judges | None = None) -> None:
     """Refuses what can be refused before a slice is taken."""
     if not examples:
         raise InputError(f"There is no photo of {settings.name} to learn from.")
@@ -112,41 +102,160 @@ def _check(base: Base, examples: Sequence[Example], settings: Settings) -> None:
     for example in examples:
         expand(example.caption, [settings.name])
     kind = base.pipeline.scheduler.config.prediction_type
-    if kind != "epsilon":
-        raise InputError(f"{base.name} predicts {kind!r}: only a base that predicts noise can be taught yet.")
+    if kind not in PREDICTIONS:
+        raise InputError(
+            f"{base.name} predicts {kind!r}: a base that predicts noise or velocity can be taught."
+        )
+    previews.split(examples, settings)
+    if settings.measures and judges is None:
+        raise InputError(
+            f"keep_best and patience need encoders that know {base.name}: there are none but for the bundled base."
+        )
+
+
+def notes(examples: Sequence[Example], settings: Settings) -> list[str]:
+    """What is switched off because of the photos, in sentences to show before the training."""
+    found = []
+    if settings.attention_weight and not any(example.mask for example in examples):
+        found.append("no photo has a mask, so the attention regulariser is off.")
+    elif settings.attention_weight and settings.background >= 1:
+        found.append("background is 1, so masks tell nothing and the attention regulariser is off.")
+    return found
+
+
+class _Training:
+    """One call of `train`: the base, the files and the ledger around a `Course`."""
+
+    def __init__(
+        self,
+        base: Base,
+        examples: list[Example],
+        class_examples: list[Example],
+        settings: Settings,
+        library: Path,
+        tell: Report,
+        options: Options,
+    ) -> None:
+        self.base, self.settings, self.library = base, settings, library
+        self.tell, self.options, self.world = tell, options, options.world
+        self.judges = options.judges or (previews.bundled_judges(base) if settings.measures else None)
+        check(base, examples, settings, self.judges)
+        self.examples, self.class_examples = examples, class_examples
+        self.taught, self.held = previews.split(examples, settings)
+        self.folder = checkpoint.training_folder(library, settings.name)
+        self.path = library / f"{settings.name}.safetensors"
+
+    def run(self) -> Trained:
+        ledger = Ledger(self.library, self.base.fingerprint, self.base.width, self.base.name)
+        owned, new = self.world.first(lambda: self._take(ledger))
+        try:
+            # a file that is there already was written by a run that was killed before the ledger's last line
+            concept = None if self.path.exists() else self._taught(owned)
+            concept = self.world.first(lambda: self._finished(ledger, concept))
+        except Stopped:
+            raise
+        except SpectralError:
+            if self.world.main:
+                self._give_up(ledger, new)
+            raise
+        finally:
+            ledger.close()
+        return Trained(self.path, concept, sorted((self.folder / "previews").glob("step-*.png")))
+
+    def _take(self, ledger: Ledger) -> tuple[Slice, bool]:
+        """The slice, and whether it was new to the ledger. Throws an old training away if asked to."""
+        name, options = self.settings.name, self.options
+        if options.restart or not checkpoint.checkpoints(self.folder):
+            free_path(self.library, name)
+        states = {entry.name: entry.state for entry in ledger.entries()}
+        if options.restart:
+            if states.get(name) == "training":
+                ledger.free(name)  # refused while another process trains it
+                del states[name]
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if options.finish:
+            require_checkpoint(self.folder)
+        owned = ledger.take(name, self.settings.rank, self.settings.start)
+        (self.folder / STOP_FILE).unlink(missing_ok=True)  # meant for an earlier run
+        return owned, name not in states
+
+    def _finished(self, ledger: Ledger, concept: Concept | None) -> Concept:
+        """The concept with its figures, in its file; the slice is its own and the checkpoints are gone."""
+        if concept is None:
+            concept = Concept.load(self.path)
+        else:
+            concept = _measured(self.base, concept, self.held or self.examples, self.tell)
+            concept.save(self.path)
+        ledger.finish(self.settings.name)
+        if not self.options.keep_checkpoints:
+            checkpoint.prune(self.folder, 0)
+        with opened(self.folder) as log:
+            log.write(event="done", step=concept.card.get("step", self.settings.steps), file=str(self.path))
+        return concept
+
+    def _give_up(self, ledger: Ledger, new: bool) -> None:
+        """Frees what is worth nothing; a good checkpoint keeps its slice."""
+        if checkpoint.checkpoints(self.folder):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if new:  # other settings may ask for another rank
+            ledger.free(self.settings.name)
+
+    def _taught(self, owned: Slice) -> Concept:
+        """The concept after all steps, rounded as its file will be."""
+        s, b = self.settings, self.base
+        prior = self.world.first(self._prior) if s.prior_weight else None
+        with (
+            adapted(b, s, owned, lambda done, total: self.tell("spectrum", done, total, None)) as parts,
+            opened(self.folder if self.world.main else None, self.options.tensorboard) as log,
+            _recomputing(b, s.gradient_checkpointing),
+        ):
+            words = _words(b, s)
+            lesson = Lesson(b, self.taught, s, prior, words, self.class_examples)
+            course = Course(lesson, s, parts, self.world)
+            session = self._session(course, owned, log)
+            session.resume()
+            if not self.options.finish:
+                session.run()
+            session.choose()
+            with course.ema.applied():
+                layers, rows = collect(b), words.rows()
+        card = _card(s, self.examples, course)
+        facts = (s.name, s.class_word, s.form, owned, b.fingerprint, b.name)
+        return Concept(*facts, layers, rows, card).rounded()
+
+    def _session(self, course: Course, owned: Slice, log: Any) -> Session:
+        s, words = self.settings, course.lesson.words
+        photos = [*self.examples, *self.class_examples]
+        measure = None
+        if s.measures and self.world.main:
+            measure = Measure(self.judges, self.held or self.taught, s)
+        return Session(
+            course=course,
+            folder=self.folder,
+            made_by=checkpoint.recipe(s, photos, self.base.fingerprint, owned),
+            log=log,
+            draw=lambda step: previews.draw(self.base, words, s, step, PREVIEW),
+            measure=measure,
+            tell=lambda done, total, loss: self.tell("train", done, total, loss),
+        )
+
+    def _prior(self) -> Prior:
+        s, cache = self.settings, default_cache_dir().parent / "priors"
+        progress = lambda done, total: self.tell("prior", done, total, None)  # noqa: E731
+        return load_prior(self.base, s.class_word, s.prior_pictures, cache, progress)
 
 
 @contextmanager
-def adapted(base: Base, settings: Settings, owned: Slice, tell: Report) -> Iterator[list[nn.Parameter]]:
-    """Adds the concept's adapter to UNet and text encoder, yields what it trains, and takes it off again."""
-    k = min(base.width, -(-owned.end // 64) * 64)  # rounded up, so that one cache serves the next concepts
-    weights = {key: layer.weight for key, layer in base.layers.items()}
-    spectrum = load_spectrum(weights, base.fingerprint, k, progress=lambda d, t: tell("spectrum", d, t, None))
-    parts = {"unet": base.pipeline.unet, "text_encoder": base.pipeline.text_encoder}
+def _recomputing(base: Base, wanted: bool) -> Iterator[None]:
+    """Gradient checkpointing of the UNet, off again afterwards."""
+    if wanted:
+        base.pipeline.unet.enable_gradient_checkpointing()
     try:
-        for prefix, part in parts.items():
-            config = SpectralConfig(
-                r=owned.rank,
-                start=owned.start,
-                form=settings.form,
-                slice_aware=settings.slice_aware,
-                target_modules=sorted(spectrum.under(prefix)),
-            )
-            with using_spectrum(spectrum.under(prefix)):
-                part.add_adapter(config, adapter_name=ADAPTER)
-        yield [p for part in parts.values() for p in part.parameters() if p.requires_grad]
+        yield
     finally:
-        for part in parts.values():
-            _strip(part)
-
-
-def _strip(part: nn.Module) -> None:
-    """Puts the base's own layers back where adapters were: the base is as it came."""
-    for path, layer in spectral_layers(part).items():
-        parent, _, name = path.rpartition(".")
-        setattr(part.get_submodule(parent), name, layer.get_base_layer())
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        part.__dict__.pop(leftover, None)
+        if wanted:
+            base.pipeline.unet.disable_gradient_checkpointing()
 
 
 def _words(base: Base, settings: Settings) -> Words:
@@ -159,124 +268,15 @@ def _words(base: Base, settings: Settings) -> Words:
     return Words(rows, pipeline.tokenizer).to(pipeline.device)
 
 
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """The half precision this device multiplies natively, or None."""
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-
-
-@dataclass
-class _Run:
-    """One training's data and its loop."""
-
-    base: Base
-    examples: Sequence[Example]
-    settings: Settings
-    prior: Prior | None
-    words: Words
-
-    def __post_init__(self) -> None:
-        s, pipeline = self.settings, self.base.pipeline
-        self.latents = photos.encode(pipeline.vae, self.examples, s.crops, s.background, s.seed)
-        self.prompts = [expand(example.caption, [s.name]) for example in self.examples]
-        self.alphas = pipeline.scheduler.alphas_cumprod.to(pipeline.device)
-
-    def steps(self, weights: list[nn.Parameter], folder: Path, tell: Report) -> list[Path]:
-        """Runs all steps; returns the previews drawn."""
-        s = self.settings
-        groups = [{"params": weights, "lr": s.weight_rate}, {"params": [self.words.table], "lr": s.word_rate}]
-        optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._decay)
-        trained = [*weights, self.words.table]
-        due = {round(s.steps * (i + 1) / s.previews) for i in range(s.previews)} if s.previews else set()
-        previews = []
-        for step in range(s.steps):
-            loss = self.loss(torch.Generator().manual_seed(s.seed * 1_000_003 + step))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, s.clip)
-            if not torch.isfinite(loss):
-                raise SpectralError(
-                    f"The loss is not a number at step {step}: lower the rates ({s.weight_rate}, {s.word_rate})."
-                )
-            optimiser.step()
-            schedule.step()
-            tell("train", step + 1, s.steps, float(loss.detach()))
-            if step + 1 in due:
-                previews.append(self._preview(folder, step + 1))
-        return previews
-
-    def _decay(self, step: int) -> float:
-        """Linear warm-up, then linear decay to a tenth."""
-        s = self.settings
-        return min((step + 1) / max(s.warmup, 1), 1 - 0.9 * step / s.steps)
-
-    def loss(self, rng: torch.Generator) -> Tensor:
-        """The loss of one step: concept and prior in one forward pass."""
-        s, device = self.settings, self.base.pipeline.device
-        rows = torch.randint(len(self.latents.values), (s.batch,), generator=rng)
-        clean = self.latents.values[rows]
-        noise = torch.randn(clean.shape, generator=rng).to(device)
-        t = torch.randint(len(self.alphas), (s.batch,), generator=rng).to(device)
-        noisy = self.base.pipeline.scheduler.add_noise(clean, noise, t)
-        prompts = [self.prompts[int(self.latents.photo[row])] for row in rows]
-        asked = (
-            torch.randint(len(self.prior.prompts), (s.prior_batch,), generator=rng) if self.prior else None
-        )
-        if asked is not None:
-            noisy = torch.cat([noisy, self.prior.noisy[asked].to(device)])
-            prompts += [self.prior.prompts[int(i)] for i in asked]
-        steps = t if asked is None else torch.cat([t, self.prior.timesteps[asked].to(device)])
-        predicted = self._predict(noisy, steps, prompts)
-        weights = None if self.latents.weights is None else self.latents.weights[rows]
-        loss = (masked_mse(predicted[: s.batch], noise, weights) * snr_weight(self.alphas, t)).mean()
-        if asked is not None:
-            loss = (
-                loss
-                + s.prior_weight
-                * (predicted[s.batch :] - self.prior.predicted[asked].to(device)).square().mean()
-            )
-        return loss
-
-    def _predict(self, noisy: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        pipeline = self.base.pipeline
-        half = fast_dtype(pipeline.device)
-        with (
-            torch.autocast(pipeline.device.type, half, enabled=half is not None),
-            layerwise(pipeline.unet, self.words.layers),
-        ):
-            hidden = self.words.encode(pipeline.text_encoder, prompts)
-            return pipeline.unet(noisy, t, hidden).sample.float()
-
-    def _preview(self, folder: Path, step: int) -> Path:
-        """Two small pictures with the adapter as it stands, so always with its own slice."""
-        request = Request(f"a photo of <{self.settings.name}> on the beach", **PREVIEW)
-        images = sample(self.base.pipeline, self.words, request, [self.settings.name])
-        sheet = Image.new("RGB", (sum(i.width for i in images), images[0].height))
-        for i, image in enumerate(images):
-            sheet.paste(image, (i * image.width, 0))
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"step-{step:05d}.png")
-        return folder / f"step-{step:05d}.png"
-
-
-def _collect(
-    base: Base, settings: Settings, owned: Slice, words: Words, examples: Sequence[Example]
-) -> Concept:
-    """The trained numbers as a concept, rounded as its file will be."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    for prefix, part in (("unet", base.pipeline.unet), ("text_encoder", base.pipeline.text_encoder)):
-        fold(part, ADAPTER)
-        for path, layer in spectral_layers(part, ADAPTER).items():
-            numbers = layer.triplets(ADAPTER)._asdict() | layer.numbers(ADAPTER)._asdict()
-            layers[f"{prefix}.{path}"] = {key: tensor.detach().cpu() for key, tensor in numbers.items()}
+def _card(settings: Settings, examples: Sequence[Example], course: Course) -> dict[str, Any]:
+    """What the file tells of its making, as JSON will give it back."""
     card: dict[str, Any] = {
-        "settings": asdict(settings),
+        "settings": json.loads(json.dumps(asdict(settings))),
         "captions": [example.caption for example in examples],
     }
-    facts = (settings.name, settings.class_word, settings.form, owned, base.fingerprint, base.name)
-    return Concept(*facts, layers, words.rows(), card).rounded()
+    if course.step != settings.steps or course.curve:
+        card |= {"step": course.step, "curve": [list(point) for point in course.curve]}
+    return card
 
 
 def _measured(base: Base, concept: Concept, examples: Sequence[Example], tell: Report) -> Concept:

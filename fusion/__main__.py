@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spectral_diffusion.errors import InputError, SpectralError, errors_to_exit_code
 
+if TYPE_CHECKING:
+    from fusion.recipe import Recipe
+    from spectral_diffusion.base import Base
+    from spectral_diffusion.fused import Fused
+
 app = typer.Typer(
     help="Combine concepts.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+FILE = typer.Argument(help="A fused file.")
+OUTPUT = typer.Option("--output", "-o", help="The fused file to write.")
+LIBRARY = typer.Option(help="The folder of concepts; may be repeated.")
+BASE = typer.Option(help="'toybox' or a diffusers folder.")
+_LIBRARY = (Path("library"),)
 
 
 @app.callback()
@@ -21,32 +31,194 @@ def _main() -> None:
 
 @app.command()
 def fuse(
-    concepts: Annotated[list[str], typer.Argument(help="Names in the library, or concept files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The fused file to write.")],
-    library: Annotated[Path, typer.Option(help="The folder of concepts.")] = Path("library"),
-    method: Annotated[str, typer.Option(help="spectral (sum) or mean.")] = "spectral",
-    strength: Annotated[list[str] | None, typer.Option(help="name=number; may be repeated.")] = None,
+    concepts: Annotated[list[str], typer.Argument(help="Names, concept files, or one recipe.toml.")],
+    output: Annotated[Path, OUTPUT],
+    library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
+    method: Annotated[str | None, typer.Option(help="See `python -m fusion methods`.")] = None,
+    strength: Annotated[
+        list[str] | None, typer.Option(help="name=number, or name.block=number; may be repeated.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Of the method, name=number.")] = None,
+    base: Annotated[str, typer.Option(help="For methods that record inputs.")] = "toybox",
+    verbose: Annotated[bool, typer.Option(help="List every layer.")] = False,
 ) -> None:
     """Fuse concepts into one file, still adjustable."""
     with errors_to_exit_code():
-        from fusion.fuse import fuse as run
-        from fusion.fuse import open_concepts
-        from spectral_diffusion.fused import parse_strengths
+        from fusion.run import run
 
         _check_output(output)
-        fused = run(open_concepts(concepts, library), parse_strengths(strength or []), method)
+        recipe = _recipe(concepts, method, strength or [], option or [])
+        fused = run(recipe, library, lambda: _load(base))
         fused.save(output)
-        for member in fused.members:
-            columns = f"columns {member.start}..{member.start + member.rank - 1}"
-            typer.echo(f"<{member.name}> {member.class_word}, {columns}, strength {member.strength:.3g}")
-        typer.echo(
-            f"{output}: {len(fused.layers())} layers of {fused.base_name} changed, the others left alone"
-        )
+        _tell(fused, output, verbose)
+
+
+def _recipe(names: list[str], method: str | None, strengths: list[str], options: list[str]) -> Recipe:
+    """The recipe in a file, or the one that the command line amounts to."""
+    from fusion.recipe import read
+    from fusion.requests import blocks_and_strengths, parse_options, with_blocks
+    from fusion.run import named
+
+    if [name for name in names if name.endswith(".toml")]:
+        if len(names) > 1 or method or strengths or options:
+            raise InputError("A recipe says all there is to say: give it alone, or change it.")
+        return read(names[0])
+    plain, blocks = blocks_and_strengths(strengths)
+    recipe = named(names, plain, method or "spectral", parse_options(options))
+    return with_blocks(recipe, blocks)
+
+
+def _tell(fused: Fused, output: Path, verbose: bool = False) -> None:
+    from fusion.fuse import summary
+
+    for member in fused.members:
+        columns = f"columns {member.slice}" if member.slice else member.form
+        off = "" if member.on else ", off"
+        typer.echo(f"<{member.name}> {member.class_word}, {columns}, strength {member.strength:.3g}{off}")
+    for line in summary(fused, verbose):
+        typer.echo(line)
+    typer.echo(f"{output}: {len(fused.layers())} layers of {fused.base_name} changed, the others left alone")
+
+
+@app.command()
+def adjust(
+    file: Annotated[Path, FILE],
+    output: Annotated[Path, OUTPUT],
+    strength: Annotated[list[str] | None, typer.Option(help="name=number, or name.block=number.")] = None,
+    on: Annotated[list[str] | None, typer.Option(help="A concept to switch on.")] = None,
+    off: Annotated[list[str] | None, typer.Option(help="A concept to switch off.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="A name in the library, or a concept file.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A concept to drop.")] = None,
+    library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
+) -> None:
+    """Change a fused file without going back to its concepts: strengths, on and off, add, remove."""
+    with errors_to_exit_code():
+        from fusion.requests import adjusted
+        from spectral_diffusion.fused import Fused
+
+        _check_output(output)
+        changes = {"remove": remove, "add": add, "strength": strength, "on": on, "off": off}
+        fused = adjusted(Fused.load(file), {key: given or [] for key, given in changes.items()}, library)
+        fused.save(output)
+        _tell(fused, output)
+
+
+@app.command()
+def recipe(file: Annotated[Path, FILE]) -> None:
+    """Print the recipe of a fused file."""
+    with errors_to_exit_code():
+        from fusion.recipe import write
+        from fusion.run import recipe_of
+        from spectral_diffusion.fused import Fused
+
+        typer.echo(write(recipe_of(Fused.load(file))), nl=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, whose they are, and their options."""
+    with errors_to_exit_code():
+        from fusion.methods import METHODS
+
+        for name, method in METHODS.items():
+            options = ", ".join(f"{key}={value}" for key, value in method.options.items())
+            typer.echo(f"{name:<11} {method.whose:<12} {method.says}" + (f" ({options})" if options else ""))
+
+
+@app.command()
+def bake(
+    file: Annotated[Path, FILE],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
+    base: Annotated[str, BASE] = "toybox",
+    mean_words: Annotated[
+        bool, typer.Option(help="Layer-wise words as their mean: another likeness.")
+    ] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="fp32 instead of fp16.")] = False,
+) -> None:
+    """Bake a fused file into a plain diffusers folder for other programs; `spectral-diffusion export` has more."""
+    with errors_to_exit_code():
+        import torch
+
+        from spectral_diffusion.fused import Fused
+        from spectral_diffusion.merged import save_folder
+
+        fused = Fused.load(file)
+        save_folder(_load(base), fused, output, torch.float32 if fp32 else torch.float16, mean_words)
+        for name in fused.names:
+            typer.echo(f"write <{name}-1> <{name}-2> for <{name}>")
+        typer.echo(f"{output}: {fused.base_name} with {', '.join(fused.names)}")
+
+
+@app.command()
+def report(
+    file: Annotated[Path, FILE],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    photos: Annotated[
+        list[str] | None, typer.Option(help="name=folder with its photos; may be repeated.")
+    ] = None,
+    base: Annotated[str, BASE] = "toybox",
+    seeds: Annotated[int, typer.Option(help="Pictures of each concept in each place.")] = 2,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    weights_only: Annotated[bool, typer.Option(help="Draw nothing.")] = False,
+    library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
+) -> None:
+    """Write what a fusion does to its concepts: one HTML page, and a JSON beside it."""
+    with errors_to_exit_code():
+        from fusion.report import Wish, write_report
+        from fusion.run import originals
+        from spectral_diffusion.fused import Fused
+
+        fused = Fused.load(file)
+        chosen = tuple(range(11, 11 + seeds))
+        wish = Wish(_pairs(photos or []), chosen, steps, originals(fused, library))
+        page, data = write_report(fused, output, None if weights_only else _load(base), wish, typer.echo)
+        typer.echo(f"{page}\n{data}")
+
+
+@app.command()
+def compare(
+    concepts: Annotated[list[str], typer.Argument(help="Names, or concept files.")],
+    photos: Annotated[list[str], typer.Option(help="name=folder with its photos, for every concept.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder.")] = Path("outputs/compare"),
+    library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
+    base: Annotated[str, BASE] = "toybox",
+    method: Annotated[list[str] | None, typer.Option(help="Only these; all that fit if left out.")] = None,
+    strengths: Annotated[str, typer.Option(help="The grid of strengths.")] = "0.5,0.75,1,1.25",
+    seeds: Annotated[int, typer.Option(help="Seeds of each half: choosing, and reporting.")] = 2,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+) -> None:
+    """All methods on the same concepts, each at its own best strength. Goes on where it was stopped."""
+    with errors_to_exit_code():
+        from fusion.compare import Plan, compare_methods
+        from fusion.fuse import open_concepts
+
+        plan = Plan.of(method, strengths, seeds, steps)
+        opened = open_concepts(concepts, library)
+        for file in compare_methods(_load(base), opened, _pairs(photos), plan, output, typer.echo):
+            typer.echo(file)
+
+
+def _pairs(texts: list[str]) -> dict[str, Path]:
+    """`["rex=photos/rex"]` -> `{"rex": Path("photos/rex")}`."""
+    found = {}
+    for text in texts:
+        name, sign, folder = text.partition("=")
+        if not (name and sign and folder):
+            raise InputError(f"--photos {text!r} is not name=folder, such as rex=docs/samples/rex.")
+        found[name] = Path(folder)
+    return found
+
+
+def _load(base: str) -> Base:
+    from spectral_diffusion.base import load_base
+
+    return load_base(base)
 
 
 def _check_output(output: Path) -> None:
     """Refuses a place that must not or cannot be written to: a concept file above all."""
     from spectral_diffusion.files import read_header
+    from spectral_diffusion.fused_file import KIND, VERSION
 
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors, which is what a fused file is.")
@@ -54,7 +226,7 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{output} is a folder: give the name of a file.")
     if output.exists():
         try:
-            read_header(output, kind="fused")
+            read_header(output, kind=KIND, version=VERSION)
         except SpectralError as error:
             raise InputError(f"{output} exists and is no fused file: it is not overwritten.") from error
 

@@ -4,74 +4,157 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from fusion.methods import METHODS
+from fusion.activations import Recorded
+from fusion.methods import check_options, method_of
+from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.ledger import check_name, free_run
+from spectral_diffusion.norms import DEFAULT_CAP
+from spectral_diffusion.slices import check_name, free_run
 
 
-def open_concepts(names: Sequence[str], library: Path | str) -> list[Concept]:
-    """The named concepts: each a name in `library`, or a path to a concept file.
+def open_concepts(names: Sequence[str], library: Path | str | Sequence[Path | str]) -> list[Concept]:
+    """The named concepts: each a name in `library` (one folder or several), or a path to a concept file.
 
-    Raises InputError for an unknown one, listing those the library has.
+    Raises InputError for an unknown one, listing those the library has, and for one in two libraries.
     """
-    return [Concept.load(_file_of(name, Path(library))) for name in names]
+    folders = [library] if isinstance(library, (str, Path)) else library
+    return [Concept.load(_file_of(name, [Path(folder) for folder in folders])) for name in names]
 
 
-def _file_of(name: str, library: Path) -> Path:
+def _file_of(name: str, libraries: Sequence[Path]) -> Path:
     if "/" in name or "." in name:
         return Path(name)
-    file = library / f"{check_name(name)}.safetensors"
-    if not file.exists():
-        known = ", ".join(sorted(f.stem for f in library.glob("*.safetensors"))) or "nothing"
-        raise InputError(f"The library {library} has no concept {name}; it has {known}.")
-    return file
+    stem = f"{check_name(name)}.safetensors"
+    files = [folder / stem for folder in libraries if (folder / stem).exists()]
+    if len(files) > 1:
+        raise InputError(f"{name} is in two libraries: give the file you mean, {files[0]} or {files[1]}.")
+    if not files:
+        where = " and ".join(str(folder) for folder in libraries)
+        known = ", ".join(sorted({f.stem for folder in libraries for f in folder.glob("*.safetensors")}))
+        raise InputError(f"The library {where} has no concept {name}; it has {known or 'nothing'}.")
+    return files[0]
 
 
 def fuse(
-    concepts: Sequence[Concept], strengths: Mapping[str, float] | None = None, method: str = "spectral"
+    concepts: Sequence[Concept | Fused],
+    strengths: Mapping[str, float] | None = None,
+    method: str = "spectral",
+    *,
+    options: Mapping[str, Any] | None = None,
+    norm_control: bool | float | None = None,
+    recorded: Recorded | None = None,
 ) -> Fused:
-    """Fuses concepts of one base in disjoint slices.
+    """Fuses concepts (or fused files of one, such as LoRAs) of one base in disjoint slices.
 
-    Raises InputError (nothing to fuse, a name twice, an unknown method or strength), BaseMismatch or SliceTaken.
+    `options` of the method: see `methods.METHODS`. `norm_control`: a cap (see `spectral_diffusion.norms`), True for
+    the default one, False for none, None for what the method has. `recorded`: inputs, for methods that need them.
+    Raises InputError (nothing to fuse, a name twice, an unknown method, option or strength, inputs that are not
+    recorded), BaseMismatch or SliceTaken.
     """
-    strengths = dict(strengths or {})
-    if method not in METHODS:
-        raise InputError(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
-    check_together(concepts)
-    if unknown := sorted(set(strengths) - {concept.name for concept in concepts}):
+    strengths, chosen = dict(strengths or {}), method_of(method)
+    options = check_options(method, options or {})
+    parts = [_part(concept) for concept in concepts]
+    check_together(parts)
+    if unknown := sorted(set(strengths) - {part.names[0] for part in parts}):
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")
-    return METHODS[method](concepts, strengths)
+    if chosen.needs_inputs and recorded is None:
+        raise InputError(f"The method {method} needs recorded inputs: give the base to record them on.")
+    parts = [
+        part.with_strengths({name: strengths[name] for name in part.names if name in strengths})
+        for part in parts
+    ]
+    fused = chosen.run(parts, options, recorded)
+    made: dict[str, Any] = {"method": method, "options": options}
+    if chosen.needs_inputs and recorded is not None:
+        made["recording"] = recorded.how.facts()
+    return replace(fused, made=made).with_norm_cap(_cap(norm_control, chosen.norm_cap))
 
 
-def check_together(concepts: Sequence[Concept]) -> None:
+def _part(concept: Concept | Fused) -> Fused:
+    part = concept if isinstance(concept, Fused) else Fused.of(concept)
+    if len(part.members) != 1:
+        raise InputError(
+            f"{', '.join(part.names)} are fused already: add to that file, or give the concepts."
+        )
+    return part
+
+
+def _cap(wish: bool | float | None, default: float | None) -> float | None:
+    if wish is None:
+        return default
+    if isinstance(wish, bool):
+        return DEFAULT_CAP if wish else None
+    return wish
+
+
+def check_together(concepts: Sequence[Concept | Fused]) -> None:
     """Raises unless the concepts share one base, have different names and own disjoint slices."""
     if not concepts:
         raise InputError("There is nothing to fuse: name at least one concept.")
-    twice = [name for name, count in Counter(c.name for c in concepts).items() if count > 1]
+    parts = [_part(concept) for concept in concepts]
+    twice = [name for name, count in Counter(part.names[0] for part in parts).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice: name every concept once.")
-    for one, two in combinations(concepts, 2):
+    for one, two in combinations(parts, 2):
         if one.base_fingerprint != two.base_fingerprint:
             raise BaseMismatch(
-                f"{one.name} was trained on {one.base_name} ({one.base_fingerprint[:12]}) and {two.name} on "
+                f"{one.names[0]} was trained on {one.base_name} ({one.base_fingerprint[:12]}) and {two.names[0]} on "
                 f"{two.base_name} ({two.base_fingerprint[:12]}): only concepts of one base can be fused."
             )
-        if one.slice.overlaps(two.slice):
+        mine, theirs = one.members[0].slice, two.members[0].slice
+        if mine and theirs and mine.overlaps(theirs):
             raise SliceTaken(
-                f"{one.name} (columns {one.slice}) and {two.name} (columns {two.slice}) overlap: "
-                f"train {two.name} again {_way_out(concepts, two)}."
+                f"{one.names[0]} (columns {mine}) and {two.names[0]} (columns {theirs}) overlap: "
+                f"train {two.names[0]} again {_way_out(parts, two)}."
             )
+        _check_shapes(one, two)
 
 
-def _way_out(concepts: Sequence[Concept], moved: Concept) -> str:
+def _check_shapes(one: Fused, two: Fused) -> None:
+    mine, theirs = (part.factors[part.names[0]] for part in (one, two))
+    for layer in mine.keys() & theirs.keys():
+        if [len(side) for side in mine[layer]] != [len(side) for side in theirs[layer]]:
+            raise BaseMismatch(f"{one.names[0]} and {two.names[0]} do not fit each other in layer {layer}.")
+
+
+def _way_out(parts: Sequence[Fused], moved: Fused) -> str:
     """Where `moved` could go: columns that exist in every layer and that none of the other concepts has."""
-    width = min(min(len(layer["U"]), len(layer["V"])) for layer in moved.layers.values())
-    others = [concept.slice for concept in concepts if concept is not moved]
-    if run := free_run(others, moved.slice.rank, width):
+    width = min(min(len(p), len(q)) for p, q in moved.factors[moved.names[0]].values())
+    others = [part.members[0].slice for part in parts if part is not moved]
+    rank = moved.members[0].rank
+    if run := free_run([taken for taken in others if taken], rank, width):
         return f"with --start {run.start}, which leaves columns {run} to it"
-    return f"with a lower rank than {moved.slice.rank}, for no such run of columns is free"
+    return f"with a lower rank than {rank}, for no such run of columns is free"
+
+
+def touched(fused: Fused, name: str) -> dict[str, bool]:
+    """Layer -> whether the member changes it as trained; where its trained numbers are zero it is left alone."""
+    # a column of P acts only through the same column of Q: an untrained slice has [0 | U] and [V S | 0]
+    factors = sorted(fused.factors[name].items())
+    return {layer: bool((p.any(0) & q.any(0)).any()) for layer, (p, q) in factors}
+
+
+def summary(fused: Fused, verbose: bool = False) -> list[str]:
+    """What every member changes and leaves alone, a line each; with `verbose` a line per layer below it."""
+    lines = []
+    for name in fused.names:
+        layers = touched(fused, name)
+        changed = [layer for layer, yes in layers.items() if yes]
+        alone = [layer for layer, yes in layers.items() if not yes]
+        line = f"<{name}> changes {len(changed)} layers: {_by_block(changed)}"
+        lines.append(line + (f"; leaves {len(alone)} alone: {_by_block(alone)}" if alone else ""))
+        if verbose:
+            lines += [f"  {'changed' if yes else 'alone'}  {layer}" for layer, yes in layers.items()]
+    return lines
+
+
+def _by_block(layers: Sequence[str]) -> str:
+    counts = Counter((blocks_of(layer) or ("elsewhere",))[0] for layer in layers)
+    return ", ".join(f"{block} {count}" for block, count in sorted(counts.items())) or "none"

@@ -12,10 +12,24 @@ from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
+from spectral_diffusion.metrics import IdentityEncoder, TextEncoder
 from spectral_diffusion.words import spoken
 
 # places that the bundled samples were not taught in
 PLACES = ("on the beach", "in space", "in front of a mountain", "at night")
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What measures pictures."""
+
+    identity: IdentityEncoder
+    text: TextEncoder
+
+
+def encoders_for(base: Base) -> Encoders | None:
+    """The bundled encoders for the bundled base; None for others, whose pictures they were not trained on."""
+    return Encoders(metrics.toy_identity(), metrics.toy_text()) if base.name == "toybox" else None
 
 
 @dataclass(frozen=True)
@@ -39,22 +53,37 @@ def show(
     classes: Mapping[str, str],
     seeds: Sequence[int],
     steps: int = 20,
+    encoders: Encoders | None = None,
+    places: Sequence[str] = PLACES,
 ) -> Shown:
-    """Draws `subject` ("<rex>", or plain words) in each of `PLACES` with each seed and measures all references.
+    """Draws `subject` ("<rex>", or plain words) in each of `places` with each seed and measures all references.
 
-    `references`: concept -> (photos, width) vectors of `metrics.references`.
+    `references`: concept -> (photos, width) vectors of `metrics.references`; `encoders`: the bundled ones if None.
     """
-    identity, text = metrics.toy_identity(), metrics.toy_text()
-    images: list[Image.Image] = []
-    alignment = []
-    for place in PLACES:
-        prompt = f"a photo of {subject} {place}"
-        for seed in seeds:
-            drawn = generate(base, Request(prompt, seed=seed, steps=steps), fused)
-            images += [picture.image for picture in drawn]
-        alignment.append(text.alignment(images[-len(seeds) :], spoken(prompt, classes)))
-    likeness = {name: metrics.identity(identity, images, vectors) for name, vectors in references.items()}
+    encoders = encoders or Encoders(metrics.toy_identity(), metrics.toy_text())
+    images = draw(base, fused, subject, seeds, steps, places)
+    per_place = [images[i : i + len(seeds)] for i in range(0, len(images), len(seeds))]
+    said = [spoken(f"a photo of {subject} {place}", classes) for place in places]
+    alignment = [encoders.text.alignment(shown, text) for shown, text in zip(per_place, said, strict=True)]
+    likeness = {
+        name: metrics.identity(encoders.identity, images, vectors) for name, vectors in references.items()
+    }
     return Shown(images, likeness, torch.cat(alignment))
+
+
+def draw(
+    base: Base,
+    fused: Fused | None,
+    subject: str,
+    seeds: Sequence[int],
+    steps: int = 20,
+    places: Sequence[str] = PLACES,
+) -> list[Image.Image]:
+    """Pictures of `subject`, place after place, each with every seed."""
+    requests = (
+        Request(f"a photo of {subject} {place}", seed=s, steps=steps) for place in places for s in seeds
+    )
+    return [picture.image for request in requests for picture in generate(base, request, fused)]
 
 
 @dataclass(frozen=True)

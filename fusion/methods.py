@@ -1,23 +1,46 @@
 """Ways to combine concepts: one signature, one table.
 
-A method maps concepts and strengths to a fused file. Methods differ in the strengths that act: the sum keeps
-every concept at full strength, the mean (the paper's released code) gives each 1/n of it.
+A method maps parts (fused files of one concept, at their strengths), its options and the recorded inputs, if
+it needs any, to a fused file. Every method gives a sum of per-concept shares, so whatever the method, each
+concept's strength stays adjustable. Words are never mixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
 
-from spectral_diffusion.concept import Concept
+from fusion import filters, merges
+from fusion.activations import Recorded
+from fusion.interference import input_overlap
+from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.norms import DEFAULT_CAP
 
-Method = Callable[[Sequence[Concept], Mapping[str, float]], Fused]
+Options = Mapping[str, Any]
+Run = Callable[[Sequence[Fused], Options, Recorded | None], Fused]
+
+# mean squared cosine of two concepts' inputs above which Orthogonal Adaptation's premise does not hold
+MOST_OVERLAP = 0.1
 
 
-def spectral(concepts: Sequence[Concept], strengths: Mapping[str, float]) -> Fused:
-    """The exact sum over disjoint slices: W + sum_k strength_k dW_k (design section 6, additivity)."""
-    parts = [Fused.of(concept, strengths.get(concept.name, 1.0)) for concept in concepts]
+@dataclass(frozen=True)
+class Method:
+    """One way to combine."""
+
+    run: Run
+    whose: str  # "the paper's", "ours", "others'"
+    says: str  # one honest line
+    options: Mapping[str, Any] = field(default_factory=dict)  # name -> default
+    norm_cap: float | None = None  # for two concepts and more
+    needs_inputs: bool = False  # recorded by `activations.gather`
+    recording: Mapping[str, Any] = field(default_factory=dict)  # what it changes of `activations.Recording`
+
+
+def joined(parts: Sequence[Fused]) -> Fused:
+    """One fused file of all parts, their factors as they are."""
     return replace(
         parts[0],
         members=tuple(part.members[0] for part in parts),
@@ -26,9 +49,107 @@ def spectral(concepts: Sequence[Concept], strengths: Mapping[str, float]) -> Fus
     )
 
 
-def mean(concepts: Sequence[Concept], strengths: Mapping[str, float]) -> Fused:
-    """The mean of the tuned weights (FedAvg; what the paper's released code does). Words are not averaged."""
-    return spectral(concepts, {c.name: strengths.get(c.name, 1.0) / len(concepts) for c in concepts})
+def total(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """The exact sum: W + sum_k strength_k dW_k (design section 6, additivity)."""
+    return joined(parts)
 
 
-METHODS: dict[str, Method] = {"spectral": spectral, "mean": mean}
+def mean(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """Every strength divided by the number of concepts."""
+    fused = joined(parts)
+    return fused.with_strengths({m.name: m.strength / len(parts) for m in fused.members})
+
+
+def orthogonal(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """The sum, refused where the concepts' input sides are not orthogonal, which is what makes it right."""
+    for one, two in combinations(parts, 2):
+        overlap = input_overlap(one, two)
+        if overlap > MOST_OVERLAP:
+            raise InputError(
+                f"{one.names[0]} and {two.names[0]} were not trained on orthogonal inputs (overlap {overlap:.2f}, "
+                f"at most {MOST_OVERLAP}): use another method, such as spectral."
+            )
+    return joined(parts)
+
+
+def filtered(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """See `fusion.filters`; also gradient fusion, which is the same with other weights."""
+    assert recorded is not None, "fuse() checks that inputs are recorded"
+    return joined(filters.filter_all(parts, recorded, filters.Weights(**options)))
+
+
+def ties(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """See `merges.ties_shares`."""
+    density = merges.check_density(options["density"])
+    return joined(merges.dense(parts, lambda changes: merges.ties_shares(changes, density)))
+
+
+def dare(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """See `merges.dare_shares`; layer after layer from one seed."""
+    density, seed = merges.check_density(options["density"]), options["seed"]
+    if type(seed) is not int or seed < 0:
+        raise InputError(f"seed must be a whole number from 0 on, not {seed}.")
+    return joined(merges.dense(parts, lambda changes: merges.dare_shares(changes, density, seed)))
+
+
+def svd(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """See `merges.svd_shares`."""
+    rank = options["rank"] or max(part.members[0].width or part.members[0].rank for part in parts)
+    return joined(merges.cut(parts, rank))
+
+
+_DEMANDS = {"own": 1.0, "others": 1.0, "neutral": 1.0, "ridge": 1e-4}
+METHODS: dict[str, Method] = {
+    "spectral": Method(
+        total,
+        "the paper's",
+        "the exact sum of changes in disjoint slices; norm control is ours",
+        norm_cap=DEFAULT_CAP,
+    ),
+    "mean": Method(mean, "others'", "FedAvg, the paper's released code: each concept at 1/n of its strength"),
+    "sum": Method(total, "others'", "the plain sum, without norm control: stacked LoRAs"),
+    "orthogonal": Method(
+        orthogonal, "others'", "Orthogonal Adaptation: the sum, only of concepts with orthogonal inputs"
+    ),
+    "gradient": Method(
+        filtered,
+        "others'",
+        "Mix-of-Show's gradient fusion, solved exactly instead of by L-BFGS",
+        {**_DEMANDS, "neutral": 0.0, "ridge": 1e-6},
+        needs_inputs=True,
+        recording={"text_tokens": "all", "cross_tokens": "concept", "steps": 20},
+    ),
+    "filtered": Method(
+        filtered,
+        "ours",
+        "each change passes only what its own concept feeds a layer, from recorded inputs, in closed form",
+        _DEMANDS,
+        needs_inputs=True,
+    ),
+    "ties": Method(
+        ties, "others'", "TIES by PEFT: prune, elect signs, average what agrees", {"density": 0.5}
+    ),
+    "dare": Method(
+        dare, "others'", "DARE by PEFT: drop at random, scale up, add", {"density": 0.5, "seed": 0}
+    ),
+    "svd": Method(svd, "others'", "PEFT's svd: the sum cut to one concept's rank", {"rank": 0}),
+}
+
+
+def method_of(name: str) -> Method:
+    """The method of this name. Raises InputError, listing those there are."""
+    if name not in METHODS:
+        raise InputError(f"There is no method {name!r}; there are {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def check_options(name: str, options: Options) -> dict[str, Any]:
+    """The options of a method, its defaults filled in. Raises InputError for one that it has not."""
+    method = method_of(name)
+    if strangers := sorted(set(options) - set(method.options)):
+        has = ", ".join(method.options) or "none"
+        raise InputError(f"The method {name} has no option {strangers[0]!r}; it has {has}.")
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{option} of the method {name} must be a number, not {value!r}.")
+    return {**method.options, **options}

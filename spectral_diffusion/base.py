@@ -1,13 +1,15 @@
 """A base: a Stable Diffusion 1.x model, found, checked, loaded and known by its fingerprint.
 
-Loads offline and in fp32 on the CPU by default. Not covered yet: single-file checkpoints and hub ids;
-both are refused with a sentence that says how to convert them.
+A base is `toybox`, a diffusers folder, one `.safetensors` file in the original layout, or a hub id that is in
+the hub's cache already. Nothing ever goes online. Loads in fp32 on the CPU by default.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.files import refuse_foreign
+from spectral_diffusion.model_file import Prediction, base_layout
 
 if TYPE_CHECKING:
     import torch
@@ -25,22 +27,52 @@ if TYPE_CHECKING:
 
 TOYBOX = Path(__file__).parent / "toybox"
 _PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+_UNPICKLE = (
+    'python -c "import sys; from diffusers import StableDiffusionPipeline as P; f = sys.argv[1]; '
+    "P.from_pretrained(f, safety_checker=None, use_safetensors=False).save_pretrained(f + '-safetensors')\""
+)
 
 
 def find_base(base: str) -> Path:
-    """The diffusers folder that `base` names: `toybox`, or a path.
+    """What `base` names: the diffusers folder of `toybox`, a folder, a checkpoint file, or a cached hub id.
 
-    Raises InputError for anything else, telling what it is and what to do.
+    A hub id is `owner/name`, or `owner/name@revision`. Raises InputError for anything else, telling what it is
+    and what to do, and DamagedFile for a truncated checkpoint; only headers and configs are read.
     """
-    folder = TOYBOX / "pipeline" if base == "toybox" else Path(base)
-    if folder.is_file():
-        refuse_foreign(folder)
+    path = TOYBOX / "pipeline" if base == "toybox" else Path(base)
+    if path.is_file():
+        base_layout(path)
+        return path
+    if not path.is_dir():
+        path = _cached(base)
+    _check_folder(base, path)
+    return path
+
+
+def _cached(base: str) -> Path:
+    """The folder of a hub id in the hub's cache."""
+    match = _HUB_ID.fullmatch(base)
+    if not match:
         raise InputError(
-            f"{base} is a single file: convert it to a diffusers folder first "
-            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(...))."
+            f"There is no base {base!r}: give 'toybox', a .safetensors file, a diffusers folder, or a hub id."
         )
-    if not folder.is_dir():
-        raise InputError(f"There is no base {base!r}: give 'toybox' or a diffusers folder.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repo, revision = match.groups()
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        pinned = f" --revision {revision}" if revision else ""
+        raise InputError(
+            f"There is no base {base!r} here: nothing is downloaded by itself; for a hub id, run "
+            f"`hf download {repo}{pinned}` once, else give 'toybox', a .safetensors file or a diffusers folder."
+        ) from error
+
+
+def _check_folder(base: str, folder: Path) -> None:
+    """Raises InputError unless `folder` is Stable Diffusion 1.x in diffusers' layout, with safetensors."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{base} is no diffusers folder: it has no model_index.json.")
@@ -51,7 +83,18 @@ def find_base(base: str) -> Path:
         )
     if missing := [part for part in _PARTS if not (folder / part).is_dir() or part not in listed]:
         raise InputError(f"{base} is no Stable Diffusion 1.x folder: {', '.join(missing)} missing.")
-    return folder
+    config = folder / "unet" / "config.json"
+    unet = _index(config) if config.is_file() else {}
+    if unet.get("cross_attention_dim") == 1024 or unet.get("in_channels", 4) != 4:
+        raise InputError(
+            f"{base} is not Stable Diffusion 1.x but 2.x or made for inpainting: give a plain 1.x one."
+        )
+    for part in ("unet", "text_encoder", "vae"):
+        if not any((folder / part).glob("*.safetensors")) and any((folder / part).glob("*.bin")):
+            raise InputError(
+                f"{base} has pickles (.bin) for its weights, and pickles are never opened: if you trust it, "
+                f"convert it with: {_UNPICKLE} {shlex.quote(str(folder))}"
+            )
 
 
 def _index(file: Path) -> dict[str, Any]:
@@ -60,7 +103,7 @@ def _index(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}): download the base again.") from error
     if not isinstance(listed, dict):
-        raise InputError(f"{file} is damaged: it is no table of the pipeline's parts.")
+        raise InputError(f"{file} is damaged: it is no JSON object; download the base again.")
     return listed
 
 
@@ -70,6 +113,7 @@ class Base:
 
     name: str
     pipeline: StableDiffusionPipeline
+    source: Path | None = None  # the folder or file it was loaded from
 
     @cached_property
     def layers(self) -> dict[str, nn.Module]:
@@ -92,19 +136,63 @@ class Base:
         return self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
 
 
-def load_base(base: str, dtype: torch.dtype | None = None, device: str = "cpu") -> Base:
-    """Loads a base by name or folder, in `dtype` (fp32 if None), without going online."""
+def load_base(
+    base: str,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    *,
+    vae: str | Path | None = None,
+    prediction: Prediction | None = None,
+) -> Base:
+    """Loads a base as `find_base` finds it, in `dtype` (fp32 if None), without going online.
+
+    `vae` is a file with another VAE, for a checkpoint file that has none; `prediction` overrides what the
+    base says that it predicts. Raises InputError or DamagedFile in one sentence for what cannot be loaded.
+    """
     import torch
+
+    place, dtype = find_base(base), dtype or torch.float32
+    if place.is_file():
+        from spectral_diffusion.single_file import load_single_file
+
+        with quiet():
+            pipeline = load_single_file(place, dtype, None if vae is None else Path(vae), prediction)
+    elif vae is not None:
+        raise InputError(f"{base} has its own VAE: --vae is for checkpoint files.")
+    else:
+        pipeline = _load_folder(base, place, dtype)
+        if prediction:
+            pipeline.scheduler.register_to_config(prediction_type=prediction)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.requires_grad_(False).eval()
+    return Base(_name(base, place), pipeline.to(device), place)
+
+
+def _name(base: str, place: Path) -> str:
+    """What a concept file notes as its base: a hub id comes with the revision that was loaded."""
+    if base == "toybox":
+        return base
+    if place.is_file():
+        return place.stem
+    pinned = _HUB_ID.fullmatch(base)
+    return f"{pinned[1]}@{place.name}" if pinned and not Path(base).is_dir() else place.name
+
+
+def _load_folder(base: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     from safetensors import SafetensorError
 
-    folder = find_base(base)
+    halved = (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file() and not (
+        folder / "unet" / "diffusion_pytorch_model.safetensors"
+    ).is_file()
     try:
         with quiet():
             from diffusers import StableDiffusionPipeline
 
-            pipeline = StableDiffusionPipeline.from_pretrained(
+            return StableDiffusionPipeline.from_pretrained(
                 folder,
-                dtype=dtype or torch.float32,
+                dtype=dtype,
+                variant="fp16" if halved else None,  # a download of the half-precision files alone
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
                 safety_checker=None,
@@ -114,10 +202,6 @@ def load_base(base: str, dtype: torch.dtype | None = None, device: str = "cpu") 
         # whatever a damaged or foreign folder makes the loaders stumble over
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{base} cannot be loaded as a Stable Diffusion 1.x folder ({reason}).") from error
-    pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        part.requires_grad_(False).eval()
-    return Base(base if base == "toybox" else folder.name, pipeline.to(device))
 
 
 @contextmanager

@@ -24,31 +24,36 @@ The user writes `<rex>` in a prompt; it stands for the words `<rex-1> <rex-2>`, 
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
-from spectral_diffusion.files import Shape, load_tensors, read_header, save_tensors
-from spectral_diffusion.ledger import Slice, check_name
+from spectral_diffusion.card import (
+    FACTS,
+    KIND,
+    PARTS,
+    VERSION,
+    Form,
+    check_facts,
+    check_keys,
+    decoded,
+    layer_shapes,
+    read_card,
+)
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, NameTaken
+from spectral_diffusion.files import Shape, load_tensors, save_tensors
+from spectral_diffusion.slices import Slice, check_name
 
-Form = Literal["additive", "rotational"]
+__all__ = ["Concept", "Form", "layer_shapes", "read_card"]
 
-KIND = "concept"
-VERSION = 1
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 LETTERS = ("U", "S", "V", "A", "B", "C")
 ALWAYS_FP32 = ("S", "C")  # r numbers a layer: C near 1 would lose what it learned in fp16
-PARTS = ("unet.", "text_encoder.")
-PREVIEW_BYTES = 512 * 1024
-IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
-FACTS = ("name", "class_word", "form", "base_fingerprint", "base_name", "card")
-HEADER_KEYS = frozenset({*FACTS, "slice", "layers", "words", "preview", "dtype"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,7 @@ class Concept:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        _check_facts(self)
+        check_facts({fact: getattr(self, fact) for fact in (*FACTS, "preview")})
         _check_words(self)
         for layer, tensors in self.layers.items():
             _check_layer(layer, tensors, self.form, self.slice.rank)
@@ -111,47 +116,21 @@ class Concept:
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedFile(f"{path} is damaged: {error}") from error
 
+    def renamed(self, name: str) -> Concept:
+        """The same concept under another name: its words and all that its card says in them.
+
+        Raises InputError if `name` cannot name a concept, NameTaken if it is the class word.
+        """
+        if check_name(name) in self.class_word.lower().split():
+            raise NameTaken(f"{name!r} is already the class word: pick a name of its own, such as my_{name}.")
+        words = {_respoken(token, self.name, name): embedding for token, embedding in self.words.items()}
+        return replace(self, name=name, words=words, card=_respoken(self.card, self.name, name))
+
     def check_base(self, fingerprint: str) -> None:
         """Raise BaseMismatch unless the concept was trained on the base of this fingerprint."""
         if self.base_fingerprint != fingerprint:
             trained, given = f"{self.base_name} ({self.base_fingerprint[:12]})", fingerprint[:12]
             raise BaseMismatch(f"{self.name} was trained on {trained}, not on {given}: use that base.")
-
-
-def read_card(path: Path | str) -> dict[str, Any]:
-    """The header of a concept file without its tensors: `HEADER_KEYS`, with `slice` as a Slice and `preview`
-    as bytes or None. Raises as `Concept.load` does, for what the header alone can tell."""
-    header = read_header(path, kind=KIND, version=VERSION)
-    try:
-        _check_keys(header)
-        return {**header, "slice": Slice(*header["slice"]), "preview": _decoded(header["preview"])}
-    except (InputError, TypeError, ValueError) as error:
-        raise DamagedFile(f"{path} is damaged: {error}") from error
-
-
-def layer_shapes(form: Form, out_features: int, in_features: int, rank: int) -> dict[str, Shape]:
-    """Letter -> shape of the tensors of one adapted layer; the single source of truth for both forms."""
-    tuned = {
-        "additive": {"A": (out_features, rank), "B": (in_features, rank)},
-        "rotational": {"A": (rank, rank), "B": (rank, rank)},
-    }[form]
-    return {"U": (out_features, rank), "S": (rank,), "V": (in_features, rank), **tuned, "C": (rank,)}
-
-
-def _check_facts(concept: Concept) -> None:
-    facts = (concept.class_word, concept.base_fingerprint, concept.base_name)
-    if not all(isinstance(fact, str) and fact.strip() for fact in facts):
-        raise ValueError(f"class word, base fingerprint and base name must be texts, not {facts}")
-    if concept.form not in get_args(Form):
-        raise ValueError(f"form {concept.form!r} is unknown; known: {', '.join(get_args(Form))}")
-    if not isinstance(concept.card, dict):
-        raise ValueError("the card is no dictionary")
-    if concept.preview is not None and not _is_small_image(concept.preview):
-        raise ValueError(f"the preview is no PNG or JPEG of at most {PREVIEW_BYTES // 1024} KB")
-
-
-def _is_small_image(content: bytes) -> bool:
-    return content.startswith(IMAGE_MAGIC) and len(content) <= PREVIEW_BYTES
 
 
 def _check_words(concept: Concept) -> None:
@@ -230,13 +209,8 @@ def _modelspec(concept: Concept) -> dict[str, str]:
     }
 
 
-def _check_keys(header: Mapping[str, Any]) -> None:
-    if wrong := sorted(HEADER_KEYS ^ header.keys()):
-        raise ValueError(f"its header has missing or unknown keys: {', '.join(wrong)}")
-
-
 def _expected_shapes(header: dict[str, Any]) -> dict[str, Shape]:
-    _check_keys(header)
+    check_keys(header)
     _, rank = header["slice"]
     layers = {
         f"{name}.{letter}": shape
@@ -266,14 +240,15 @@ def _from_file(header: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Conce
         slice=Slice(*header["slice"]),
         layers={layer: _letters(stored, layer) for layer in header["layers"]},
         words={token: stored[f"words.{token}"] for token in tokens},
-        preview=_decoded(header["preview"]),
+        preview=decoded(header["preview"]),
     )
 
 
-def _decoded(preview: str | None) -> bytes | None:
-    if preview is None:
-        return None
-    try:
-        return base64.b64decode(preview, validate=True)
-    except binascii.Error as error:
-        raise ValueError("its preview is no base64") from error
+def _respoken(said: Any, old: str, new: str) -> Any:
+    """What the card says, with `<new>` and its tokens for `<old>` and its tokens, wherever they stand."""
+    if isinstance(said, str):
+        return re.sub(rf"<{old}(-\d+)?>", rf"<{new}\1>", said)
+    if isinstance(said, dict):
+        told = {_respoken(key, old, new): _respoken(value, old, new) for key, value in said.items()}
+        return {**told, "name": new} if said.get("name") == old else told  # of the training's settings
+    return [_respoken(item, old, new) for item in said] if isinstance(said, list) else said

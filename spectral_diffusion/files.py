@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.foreign import refuse_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +27,6 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 HEADER_KEY = "spectral"
-PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"})
-FOREIGN = {  # first bytes -> what the file really is
-    b"PK\x03\x04": "a zip or pickle archive",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-    b"<!doctype": "an HTML page (a failed download?)",
-    b"<html": "an HTML page (a failed download?)",
-    b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
-}
 
 
 @contextmanager
@@ -58,6 +49,26 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield an empty folder that appears as `path` when the block ends, and leaves nothing if it fails.
+
+    Raises InputError if `path` exists already: a folder of someone's is never overwritten.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path} exists already: give the name of a new folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def save_tensors(
@@ -92,7 +103,7 @@ def read_header(path: Path | str, *, kind: str, version: int = 1) -> dict[str, A
 
     Raises InputError if there is no such file or it is not of the asked kind, DamagedFile otherwise.
     """
-    with _opened(Path(path)) as file:
+    with _opened(Path(path), framework="np") as file:  # which does not import torch
         return _checked_header(Path(path), file.metadata(), kind, version)
 
 
@@ -133,33 +144,17 @@ def check_shapes(path: Path | str, found: Shapes, expected: Shapes) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, framework: str = "pt") -> Iterator[Any]:
     """The file as a `safe_open` handle; every failure to open is one sentence."""
     from safetensors import SafetensorError, safe_open
 
     refuse_foreign(path)
     try:
-        file = safe_open(path, framework="pt")
+        file = safe_open(path, framework=framework)
     except SafetensorError as error:
         raise DamagedFile(_open_failure(path, str(error))) from error
     with file:
         yield file
-
-
-def refuse_foreign(path: Path | str) -> None:
-    """Raise InputError for what is certainly no safetensors file: a pickle, a web page, nothing at all."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no file {path}.")
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise InputError(f"{path} is named like a pickle, and pickles are never opened: use .safetensors.")
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise DamagedFile(f"{path} is empty.")
-    for magic, what in FOREIGN.items():
-        if start.lstrip().lower().startswith(magic.lower()):
-            raise InputError(f"{path} is {what}, not a safetensors file: it is not opened.")
 
 
 def _open_failure(path: Path, reason: str) -> str:
@@ -201,12 +196,16 @@ def _with_metadata(blob: bytes, metadata: Mapping[str, str]) -> Iterator[bytes |
     compared by hash.
     """
     end = 8 + int.from_bytes(blob[:8], "little")
-    index = {"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}
+    yield from packed_header({"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])})
+    yield memoryview(blob)[end:]
+
+
+def packed_header(index: Mapping[str, Any]) -> Iterator[bytes]:
+    """The beginning of a safetensors file: the length of its header, and the header."""
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensor data stays aligned to 8 bytes
     yield len(text).to_bytes(8, "little")
     yield text
-    yield memoryview(blob)[end:]
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

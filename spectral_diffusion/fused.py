@@ -1,52 +1,36 @@
 """The fused file: several concepts over one base, still adjustable.
 
 Per layer the exact low-rank factors of every member are stacked: dW = sum_k strength_k P_k Q_k^T, so a
-strength is changed, a member dropped, or the whole undone without going back to the concepts. A single
-concept is the fused file of one.
+strength is changed (of a concept, or of a block of it), a member switched off, dropped or added, or the
+whole undone without going back to the concepts. A single concept is the fused file of one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectral_diffusion import fused_file, norms
 from spectral_diffusion.base import Base
+from spectral_diffusion.blocks import check_blocks
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
-from spectral_diffusion.files import load_tensors, read_header, save_tensors
-from spectral_diffusion.ledger import Slice, check_name
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SliceTaken
+from spectral_diffusion.files import read_header
+from spectral_diffusion.fused_file import KIND, VERSION
+from spectral_diffusion.members import Member, content_hash
+from spectral_diffusion.portable import Relation, is_rounding
+from spectral_diffusion.slices import check_name
 from spectral_diffusion.spectrum import Triplets
 from spectral_diffusion.tuner.maths import FORMS, Numbers
 from spectral_diffusion.words import Words, tokens_of
 
-KIND = "fused"
-_HEADER_KEYS = frozenset({"base_name", "base_fingerprint", "members", "shapes"})
-
-
-@dataclass(frozen=True)
-class Member:
-    """One concept inside a fused file."""
-
-    name: str
-    class_word: str
-    form: str
-    start: int
-    rank: int
-    strength: float
-    sha256: str  # of the concept's trained numbers and words
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        Slice(self.start, self.rank)  # checks both
-        if not 0 <= self.strength < float("inf"):
-            raise InputError(f"The strength of {self.name} must be a number from 0 on, not {self.strength}.")
+__all__ = ["KIND", "Fused", "Member", "applied", "content_hash", "load_any", "parse_strengths"]
 
 
 @dataclass(frozen=True)
@@ -56,31 +40,23 @@ class Fused:
     base_name: str
     base_fingerprint: str
     members: tuple[Member, ...]
-    factors: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]  # member -> layer -> (P, Q)
+    factors: fused_file.Factors  # member -> layer -> (P, Q)
     words: Mapping[str, Tensor]  # token -> (1 or layers, width)
+    norm_cap: float | None = None  # see `norms`; None: the plain sum
+    made: Mapping[str, Any] = field(default_factory=dict)  # the method and its options, JSON-able
+    portable: bool = False  # may act on another base, as a plain LoRA; not kept in a file
 
     @classmethod
     def of(cls, concept: Concept, strength: float = 1.0) -> Fused:
         """The fused file of one concept."""
         if concept.tokens != list(tokens_of(concept.name)):
             raise InputError(f"{concept.name} has {len(concept.tokens)} words: only two can be drawn with.")
-        member = Member(
-            concept.name,
-            concept.class_word,
-            concept.form,
-            concept.slice.start,
-            concept.slice.rank,
-            strength,
-            content_hash(concept),
-        )
+        columns = concept.slice
+        facts = (concept.name, concept.class_word, concept.form, columns.start, columns.rank)
+        member = Member(*facts, float(strength), content_hash(concept))
         factors = {layer: _factors(concept.form, numbers) for layer, numbers in concept.layers.items()}
-        return cls(
-            concept.base_name,
-            concept.base_fingerprint,
-            (member,),
-            {concept.name: factors},
-            dict(concept.words),
-        )
+        over = (concept.base_name, concept.base_fingerprint)
+        return cls(*over, (member,), {concept.name: factors}, dict(concept.words))
 
     @property
     def names(self) -> list[str]:
@@ -91,19 +67,60 @@ class Fused:
         """name -> class word."""
         return {member.name: member.class_word for member in self.members}
 
+    def member(self, name: str) -> Member:
+        """The member of this name. Raises InputError, listing those there are."""
+        self._check_names([name])
+        return next(member for member in self.members if member.name == name)
+
     def with_strengths(self, strengths: Mapping[str, float]) -> Fused:
         """The same with other strengths; members not named keep theirs. Raises InputError for a stranger."""
-        if unknown := sorted(set(strengths) - set(self.names)):
-            raise InputError(
-                f"{', '.join(unknown)} is not in this fused file; it has {', '.join(self.names)}."
+        self._check_names(strengths)
+        return self._changed({name: {"strength": float(value)} for name, value in strengths.items()})
+
+    def with_blocks(self, name: str, blocks: Mapping[str, float]) -> Fused:
+        """The same with these factors on the strength of one member, by block (`up.1`, `text`, `attn2`).
+
+        They replace all it had; {} takes them off. Raises InputError for a stranger or a block it has not.
+        """
+        self._check_names([name])
+        check_blocks(name, blocks, self.factors[name])
+        return self._changed({name: {"blocks": {block: float(value) for block, value in blocks.items()}}})
+
+    def switched(self, name: str, on: bool) -> Fused:
+        """The same with one member on or off; its strengths stay as they are for when it is on again."""
+        self._check_names([name])
+        return self._changed({name: {"on": on}})
+
+    def with_norm_cap(self, cap: float | None) -> Fused:
+        """The same with norm control at `cap` (`norms.DEFAULT_CAP`), or without (None)."""
+        if cap is not None and not 0 < cap < float("inf"):
+            raise InputError(f"The norm cap must be a number above 0, not {cap}.")
+        return replace(self, norm_cap=cap)
+
+    def with_member(self, other: Fused) -> Fused:
+        """The same with the members of `other` added, `Fused.of(concept)` as a rule; the rest is untouched.
+
+        Raises InputError for a name that is there already, BaseMismatch or SliceTaken.
+        """
+        for member in other.members:
+            if member.name in self.names:
+                raise InputError(f"{member.name} is in this fused file already: drop it first.")
+            _check_columns(self.members, member)
+        if other.base_fingerprint != self.base_fingerprint:
+            raise BaseMismatch(
+                f"{', '.join(other.names)} was made over base {other.base_name}, not over {self.base_name}: "
+                "only concepts of one base go together."
             )
-        members = tuple(replace(m, strength=float(strengths.get(m.name, m.strength))) for m in self.members)
-        return replace(self, members=members)
+        return replace(
+            self,
+            members=(*self.members, *other.members),
+            factors={**self.factors, **other.factors},
+            words={**self.words, **other.words},
+        )
 
     def without(self, name: str) -> Fused:
         """The same without one member; the others are untouched."""
-        if name not in self.names:
-            raise InputError(f"{name} is not in this fused file; it has {', '.join(self.names)}.")
+        self._check_names([name])
         return replace(
             self,
             members=tuple(m for m in self.members if m.name != name),
@@ -115,92 +132,99 @@ class Fused:
         """Every layer that some member changes, sorted."""
         return sorted({layer for factors in self.factors.values() for layer in factors})
 
+    def acting(self, layer: str) -> tuple[float, list[tuple[Tensor, Tensor]]]:
+        """Norm control's factor, and P, Q of each member that acts in a layer, its strength multiplied into P.
+
+        In the order of the columns: the same in whatever order the members are listed.
+        """
+        parts = self._parts(layer)
+        return (1.0 if self.norm_cap is None else norms.gain(parts, self.norm_cap)), parts
+
+    def _parts(self, layer: str) -> list[tuple[Tensor, Tensor]]:
+        present = [m for m in sorted(self.members, key=lambda m: m.order) if layer in self.factors[m.name]]
+        strengths = [(m.at(layer), *self.factors[m.name][layer]) for m in present]
+        return [(strength * p, q) for strength, p, q in strengths if strength]
+
     def delta(self, layer: str) -> Tensor:
         """The dense weight change of a layer at the members' strengths, fp32 (out, in).
 
-        Summed in the order of the columns: the same bits in whatever order the members are listed.
+        A member that does not act leaves no trace in its bits.
         """
-        by_column = sorted((m for m in self.members if layer in self.factors[m.name]), key=lambda m: m.start)
-        parts = [(m.strength, *self.factors[m.name][layer]) for m in by_column]
-        p = torch.cat([strength * p for strength, p, _ in parts], dim=1)
-        return p @ torch.cat([q for _, _, q in parts], dim=1).T
+        parts = self._parts(layer)
+        if not parts:
+            p, q = next(factors[layer] for factors in self.factors.values() if layer in factors)
+            return torch.zeros(len(p), len(q))
+        change = torch.cat([p for p, _ in parts], dim=1) @ torch.cat([q for _, q in parts], dim=1).T
+        scale = 1.0 if self.norm_cap is None else norms.gain(parts, self.norm_cap, change)
+        return change if scale == 1 else scale * change
+
+    def on_any_base(self) -> Fused:
+        """The same, allowed on another Stable Diffusion 1.x base: its weight changes are added as they are.
+
+        They were made for the spectrum of their own base: the likeness suffers, and columns mean nothing there.
+        """
+        return replace(self, portable=True)
+
+    def relation(self, base: Base) -> Relation:
+        """How `base` relates to the one it was made over: same, rounded to another precision, or other."""
+        if self.base_fingerprint == base.fingerprint:
+            return "same"
+        forms = {m.name: m.form for m in self.members if m.form in FORMS}
+        layers = [(forms[n], f, *pq) for n in forms for f, pq in self.factors[n].items()]
+        if not all(fits(base, layer, p, q) for _, layer, p, q in layers):
+            return "other"
+        weights = ((form, p, q, base.layers[layer].weight) for form, layer, p, q in layers)
+        return "rounded" if is_rounding(weights) else "other"
 
     def check_base(self, base: Base) -> None:
-        """Raises BaseMismatch unless made over `base`, DamagedFile if its layers are not those of `base`."""
-        if self.base_fingerprint != base.fingerprint:
+        """Raises BaseMismatch unless made over `base` (or portable), DamagedFile if its layers do not fit."""
+        relation = self.relation(base)  # always: the base's fingerprint is taken before anything is baked
+        if relation == "other" and not self.portable:
             raise BaseMismatch(
                 f"This file was made over base {self.base_name} ({self.base_fingerprint[:12]}), not {base.name} "
                 f"({base.fingerprint[:12]}): give that base with --base."
             )
         for factors in self.factors.values():
             for layer, (p, q) in factors.items():
-                if layer not in base.layers or base.layers[layer].weight.shape[:2] != (len(p), len(q)):
+                if fits(base, layer, p, q):
+                    continue
+                if relation == "same":
                     raise DamagedFile(f"This file is damaged: its layer {layer} does not fit {base.name}.")
+                raise BaseMismatch(f"This file does not fit {base.name}: the base has no such layer {layer}.")
 
     def save(self, path: Path | str) -> None:
         """Writes the fused file, fp32, atomically."""
-        tensors = {f"words.{token}": row for token, row in self.words.items()}
-        for name, factors in self.factors.items():
-            for layer, (p, q) in factors.items():
-                tensors |= {f"{name}/{layer}/P": p, f"{name}/{layer}/Q": q}
-        header = {
-            "base_name": self.base_name,
-            "base_fingerprint": self.base_fingerprint,
-            "members": [asdict(member) for member in self.members],
-            "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
-        }
-        save_tensors(path, tensors, header, kind=KIND)
+        fused_file.write(
+            path, fused_file.Contents(**{f.name: getattr(self, f.name) for f in fields(fused_file.Contents)})
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Fused:
         """Reads a fused file strictly; InputError or DamagedFile say what is wrong with it."""
-        tensors, header = load_tensors(path, kind=KIND, expected=_shapes)
-        members = _members(header)
-        factors = {
-            member.name: {
-                layer: (tensors[f"{member.name}/{layer}/P"], tensors[f"{member.name}/{layer}/Q"])
-                for layer in _layers_of(header, member.name)
-            }
-            for member in members
-        }
-        words = {token: tensors[f"words.{token}"] for member in members for token in tokens_of(member.name)}
-        return cls(header["base_name"], header["base_fingerprint"], members, factors, words)
+        return cls(**vars(fused_file.read(path)))
+
+    def _check_names(self, names: Mapping[str, Any] | Sequence[str]) -> None:
+        if unknown := sorted(set(names) - set(self.names)):
+            raise InputError(
+                f"{', '.join(unknown)} is not in this fused file; it has {', '.join(self.names)}."
+            )
+
+    def _changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Fused:
+        return replace(self, members=tuple(replace(m, **changes.get(m.name, {})) for m in self.members))
 
 
-def _members(header: Mapping[str, Any]) -> tuple[Member, ...]:
-    try:
-        members = tuple(Member(**member) for member in header["members"])
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    if len({member.name for member in members}) < len(members):
-        raise ValueError("a concept is listed twice")
-    return members
+def fits(base: Base, layer: str, p: Tensor, q: Tensor) -> bool:
+    """Whether the base has this layer in the size of the factors P (out, w) and Q (in, w)."""
+    return layer in base.layers and base.layers[layer].weight.shape[:2] == (len(p), len(q))
 
 
-def _layers_of(header: Mapping[str, Any], name: str) -> list[str]:
-    keys = (key for key in header["shapes"] if key.startswith(f"{name}/"))
-    return sorted({key.removeprefix(f"{name}/").rpartition("/")[0] for key in keys})
-
-
-def _shapes(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes a fused file of this header holds; ValueError if they make no sense together."""
-    if wrong := sorted(_HEADER_KEYS ^ header.keys()):
-        raise ValueError(f"missing or unknown keys: {', '.join(wrong)}")
-    if not all(isinstance(header[key], str) for key in ("base_name", "base_fingerprint")):
-        raise ValueError("the base's name and fingerprint are texts")
-    shapes = {key: tuple(shape) for key, shape in header["shapes"].items()}
-    wanted = set()
-    for member in _members(header):
-        width = member.rank * FORMS[member.form].rank_factor
-        for layer in _layers_of(header, member.name):
-            for part in "PQ":
-                wanted.add(key := f"{member.name}/{layer}/{part}")
-                if len(shapes[key]) != 2 or shapes[key][1] != width:
-                    raise ValueError(f"{key} is {list(shapes[key])}, expected [?, {width}]")
-        wanted |= {f"words.{token}" for token in tokens_of(member.name)}
-    if wrong := sorted(wanted ^ shapes.keys()):
-        raise ValueError(f"missing or unknown tensors: {', '.join(wrong[:3])}")
-    return shapes
+def _check_columns(members: Sequence[Member], new: Member) -> None:
+    for member in members:
+        if member.slice and new.slice and member.slice.overlaps(new.slice):
+            raise SliceTaken(
+                f"{member.name} (columns {member.slice}) and {new.name} (columns {new.slice}) overlap: "
+                f"train {new.name} again in other columns."
+            )
 
 
 def _factors(form: str, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -209,20 +233,10 @@ def _factors(form: str, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return FORMS[form].factors(triplets, trained)
 
 
-def content_hash(concept: Concept) -> str:
-    """SHA-256 of a concept's trained numbers and words, in the order of their names."""
-    digest = hashlib.sha256()
-    flat = {f"{layer}/{key}": t for layer, numbers in concept.layers.items() for key, t in numbers.items()}
-    for key, tensor in sorted({**flat, **concept.words}.items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def load_any(path: Path | str) -> Fused:
     """A fused file, or a concept file as the fused file of one."""
     try:
-        read_header(path, kind=KIND)
+        read_header(path, kind=KIND, version=VERSION)
     except InputError as not_fused:
         if "concept" not in str(not_fused):
             raise

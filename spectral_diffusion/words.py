@@ -7,7 +7,7 @@ the prompt is encoded.
 
 A layer-wise encoding is (batch, layers * tokens, width), the layers one after the other along the
 sequence, so that a stock pipeline can carry it; `layerwise(unet)` makes each cross-attention layer read
-its own part.
+its own part. A prompt of any length is read in chunks of 75 tokens, one after the other inside each part.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from spectral_diffusion.errors import InputError, NameTaken
+from spectral_diffusion.prompts import Piece, Token, chunks, parse
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -48,6 +49,11 @@ def expand(prompt: str, names: Iterable[str]) -> str:
         return " ".join(tokens_of(match[1]))
 
     return _CONCEPT.sub(tokens, prompt)
+
+
+def named(prompt: str) -> list[str]:
+    """The concepts a prompt names, in order, each once."""
+    return list(dict.fromkeys(_CONCEPT.findall(prompt)))
 
 
 def spoken(prompt: str, classes: Mapping[str, str]) -> str:
@@ -127,41 +133,77 @@ class Words(nn.Module):
         """token -> (layers, width), detached, on the CPU."""
         return {token: self.table[:, i].detach().cpu().clone() for i, token in enumerate(self.tokens)}
 
-    def encode(self, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> torch.Tensor:
+    def tokens_in(self, prompt: str, weighted: bool = False) -> list[list[Token]]:
+        """The chunks of a prompt: see `prompts.chunks`. `weighted`: read its brackets and BREAKs."""
+        sections = parse(prompt) if weighted else [[Piece(prompt, 1.0)]]
+        size = self.tokenizer.model_max_length - 2  # without start and end
+        return [chunk for section in sections for chunk in chunks(self._tokens(section), size)]
+
+    def _tokens(self, section: Sequence[Piece]) -> list[Token]:
+        comma = self._plain(",")
+        starts = {self.first + i for i, token in enumerate(self.tokens) if token.endswith("-1>")}
+        return [
+            Token(id, piece.weight, joined=id >= self.first and id not in starts, comma=[id] == comma)
+            for piece in section
+            for id in self._plain(piece.text)
+        ]
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def encode(
+        self,
+        text_encoder: CLIPTextModel,
+        prompts: Sequence[str],
+        weighted: bool = False,
+        clip_skip: int = 1,
+    ) -> torch.Tensor:
         """(batch, tokens, width), or (batch, layers * tokens, width) if the words are layer-wise.
 
-        `prompts` are expanded already. Gradients flow into `table` and into adapters of `text_encoder`.
+        `prompts` are expanded already. `tokens` is the tokenizer's length (77) for each chunk of the longest
+        prompt; shorter ones are filled up with empty chunks, as in A1111. `weighted`: brackets and BREAK
+        mean what `prompts.parse` says. `clip_skip` n: the text encoder's n-th layer from the end, behind its
+        final norm. Gradients flow into `table` and into adapters of `text_encoder`.
         """
-        ids = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids.to(text_encoder.device)
+        found = [self.tokens_in(prompt, weighted) for prompt in prompts]
+        most = max(map(len, found))
+        padded = [chunk for parts in found for chunk in [*parts, *([[]] * (most - len(parts)))]]
+        ids, weights = (part.to(text_encoder.device) for part in self._tensors(padded))
+        hidden = emphasised(self._read(text_encoder, ids, clip_skip), weights)
+        return hidden.unflatten(0, (len(prompts), most)).transpose(1, 2).flatten(1, 3)
+
+    def _tensors(self, parts: Sequence[Sequence[Token]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and weights (chunks, 77), with start, end and padding, which weigh 1."""
+        tokenizer, length = self.tokenizer, self.tokenizer.model_max_length
+        ids = torch.full((len(parts), length), tokenizer.pad_token_id)
+        weights = torch.ones(len(parts), length)
+        for i, part in enumerate(parts):
+            line = [tokenizer.bos_token_id, *(token.id for token in part), tokenizer.eos_token_id]
+            ids[i, : len(line)] = torch.tensor(line)
+            weights[i, 1 : len(part) + 1] = torch.tensor([token.weight for token in part])
+        return ids, weights
+
+    def _read(self, text_encoder: CLIPTextModel, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+        """(chunks, layers, 77, width)."""
         if self.layers == 1:
-            return self._hidden(text_encoder, ids, torch.zeros(len(ids), dtype=torch.long))
+            layer = torch.zeros(len(ids), dtype=torch.long)
+            return self._hidden(text_encoder, ids, layer, clip_skip)[:, None]
         ours = (ids >= self.first).any(dim=1)
-        count, length = ids.shape
-        # prompts without our words read the same in every layer: encode them once
-        plain = self._hidden(text_encoder, ids[~ours], None) if (~ours).any() else None
+        # chunks without our words read the same in every layer: encode them once
+        plain = iter(self._hidden(text_encoder, ids[~ours], None, clip_skip) if (~ours).any() else ())
         layer = torch.arange(self.layers).repeat(int(ours.sum()))
-        special = (
-            self._hidden(text_encoder, ids[ours].repeat_interleave(self.layers, dim=0), layer)
+        repeated = ids[ours].repeat_interleave(self.layers, dim=0)
+        special = iter(
+            self._hidden(text_encoder, repeated, layer, clip_skip).unflatten(0, (-1, self.layers))
             if ours.any()
-            else None
+            else ()
         )
-        width = (plain if special is None else special).shape[-1]
-        parts = [
-            special[(k := int(ours[:i].sum())) * self.layers : (k + 1) * self.layers].reshape(-1, width)
-            if ours[i]
-            else plain[int((~ours[:i]).sum())].repeat(self.layers, 1)
-            for i in range(count)
-        ]
-        return torch.stack(parts).reshape(count, self.layers * length, width)
+        return torch.stack(
+            [next(special) if mine else next(plain).expand(self.layers, -1, -1) for mine in ours.tolist()]
+        )
 
     def _hidden(
-        self, text_encoder: CLIPTextModel, ids: torch.Tensor, layer: torch.Tensor | None
+        self, text_encoder: CLIPTextModel, ids: torch.Tensor, layer: torch.Tensor | None, clip_skip: int
     ) -> torch.Tensor:
         """Final hidden states (n, tokens, width); `layer` (n) tells which row of `table` each prompt reads."""
         new = ids - self.first
@@ -175,9 +217,45 @@ class Words(nn.Module):
 
         hook = text_encoder.get_input_embeddings().register_forward_hook(put)
         try:
-            return text_encoder(ids.clamp(max=self.first - 1)).last_hidden_state
+            return _final(text_encoder, ids.clamp(max=self.first - 1), clip_skip)
         finally:
             hook.remove()
+
+
+def _final(text_encoder: CLIPTextModel, ids: torch.Tensor, clip_skip: int) -> torch.Tensor:
+    """The states of the `clip_skip`-th layer from the end, normed; diffusers' own clip skip crashes on SD 1.x."""
+    if clip_skip == 1:
+        return text_encoder(ids).last_hidden_state
+    encoder = getattr(text_encoder, "text_model", text_encoder)
+    if not 1 <= clip_skip <= (count := len(encoder.encoder.layers)):
+        raise InputError(f"Clip skip must be 1 to {count} with this base's text encoder, not {clip_skip}.")
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        kept.append(output if torch.is_tensor(output) else output[0])
+
+    hook = encoder.encoder.layers[-clip_skip].register_forward_hook(keep)
+    try:
+        text_encoder(ids)
+    finally:
+        hook.remove()
+    return encoder.final_layer_norm(kept[0])
+
+
+def emphasised(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Hidden states (chunks, layers, tokens, width) times their tokens' weights (chunks, tokens).
+
+    As in A1111 ("Original" emphasis) the mean of a chunk is restored afterwards, so that weights move
+    emphasis rather than contrast. A1111 takes the mean over a batch, this over each chunk and layer:
+    a prompt reads the same whatever it is drawn with. Where the mean would have to change by more than a
+    factor of 2 it is too near zero to mean anything, and is left alone. Weights of 1 change no bit.
+    """
+    if (weights == 1).all():
+        return hidden
+    weighed = hidden * weights[:, None, :, None].to(hidden.dtype)
+    ratio = hidden.float().mean((2, 3), keepdim=True) / weighed.float().mean((2, 3), keepdim=True)
+    sane = (ratio > 0.5) & (ratio < 2)
+    return weighed * torch.where(sane, ratio, torch.ones_like(ratio)).to(hidden.dtype)
 
 
 def initial_words(

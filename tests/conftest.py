@@ -5,6 +5,7 @@ tokenizer, an 8-fold VAE, SD 1.x's noise schedule. Everything heavy is imported 
 """
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,13 @@ def taught(teach, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(
         library=library, rex=rex.concept, mia=mia.concept, trained={"rex": rex, "mia": mia}
     )
+
+
+@pytest.fixture
+def library(taught, tmp_path) -> Path:
+    """A library that a test may change: `rex` in columns 0..1, `mia` in 2..3."""
+    ignored = shutil.ignore_patterns(".locks")
+    return Path(shutil.copytree(taught.library, tmp_path / "library", ignore=ignored))
 
 
 def random_concept(base, name, start, form="additive", seed=0, rank=3):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,8 +56,54 @@ def refused(base, *said, read=find_base):
     assert "\n" not in message
 
 
-def test_an_unknown_base_is_refused_with_what_can_be_given():
-    refused("runwayml/stable-diffusion-v1-5", "no base 'runwayml", "'toybox' or a diffusers folder")
+@pytest.mark.parametrize("base", ["chilloutmix", "/no/such/place", "a b/c", "a/b/c"])
+def test_an_unknown_base_is_refused_with_what_can_be_given(base):
+    refused(base, f"no base {base!r}", "'toybox', a .safetensors file, a diffusers folder, or a hub id")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub cache, and no way to reach any network."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("somebody went online")
+
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def cached(hub, base_folder, name="someone--model"):
+    """Puts the tiny base into the hub's cache as the hub does."""
+    repo = hub / f"models--{name}"
+    shutil.copytree(base_folder, repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+
+
+@pytest.mark.parametrize(
+    "base", ["runwayml/stable-diffusion-v1-5", f"runwayml/stable-diffusion-v1-5@{COMMIT}"]
+)
+def test_a_hub_id_that_is_not_cached_says_how_to_get_it(hub, base):
+    repo, _, revision = base.partition("@")
+    refused(base, f"hf download {repo}" + (f" --revision {revision}" if revision else ""))
+
+
+@pytest.mark.parametrize("asked", ["someone/model", "someone/model@main", f"someone/model@{COMMIT}"])
+def test_a_cached_hub_id_loads_offline_and_is_noted_with_its_revision(hub, base_folder, base, asked):
+    cached(hub, base_folder)
+    loaded = load_base(asked)
+    assert (loaded.name, loaded.fingerprint) == (f"someone/model@{COMMIT}", base.fingerprint)
+    assert find_base(loaded.name) == find_base(asked)
+
+
+def test_another_revision_than_the_cached_one_is_not_taken_for_it(hub, base_folder):
+    cached(hub, base_folder)
+    refused(f"someone/model@{COMMIT[::-1]}", "hf download someone/model --revision")
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):
@@ -80,15 +129,74 @@ def test_a_folder_without_a_part_is_refused_naming_it(copied):
     refused(copied, "vae missing")
 
 
+@pytest.mark.parametrize("changes", [{"cross_attention_dim": 1024}, {"in_channels": 9}])
+def test_a_folder_of_another_architecture_is_refused(copied, changes):
+    file = copied / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    refused(copied, "not Stable Diffusion 1.x")
+
+
 @pytest.mark.parametrize("name", ["chill.ckpt", "chill.safetensors"])
-def test_a_pickle_or_single_file_is_refused(tmp_path, name):
+def test_a_pickle_is_refused(tmp_path, name):
     torch.save({"x": torch.zeros(1)}, tmp_path / name)
     refused(tmp_path / name, "pickle")
 
 
-def test_a_single_safetensors_file_is_refused_with_the_way_out(tmp_path):
-    (tmp_path / "chill.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    refused(tmp_path / "chill.safetensors", "convert it to a diffusers folder")
+def pickled_weights(folder):
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            name = "pytorch_model" if part == "text_encoder" else file.stem
+            torch.save(load_file(file), file.with_name(f"{name}.bin"))
+            file.unlink()
+
+
+def test_a_folder_of_pickles_is_refused_with_the_way_out(copied):
+    pickled_weights(copied)
+    refused(copied, ".bin", "use_safetensors=False", "save_pretrained", str(copied))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command_that_the_refusal_gives_converts_the_folder(copied, base):
+    pickled_weights(copied)
+    with pytest.raises(InputError) as refusal:
+        load_base(str(copied))
+    command = str(refusal.value).partition("convert it with: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    assert load_base(f"{copied}-safetensors").fingerprint == base.fingerprint
+
+
+def test_a_folder_of_2022_loads(copied, base):
+    index = json.loads((copied / "model_index.json").read_text())
+    index |= {
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+    }
+    (copied / "model_index.json").write_text(json.dumps(index))
+    (copied / "feature_extractor").mkdir()
+    (copied / "safety_checker").mkdir()
+    loaded = load_base(str(copied))
+    assert loaded.fingerprint == base.fingerprint
+    assert loaded.pipeline.safety_checker is None
+
+
+def test_a_folder_of_half_precision_files_alone_loads(copied, base):
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (copied / part).glob("*.safetensors"):
+            file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load_base(str(copied)).fingerprint == base.fingerprint
+
+
+def test_the_prediction_can_be_told(base_folder, base):
+    told = load_base(str(base_folder), prediction="v_prediction")
+    assert told.pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert base.pipeline.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_folder_takes_no_vae(base_folder, tmp_path):
+    refused(base_folder, "--vae is for checkpoint files", read=lambda b: load_base(b, vae=tmp_path / "x"))
 
 
 def truncate(folder):
@@ -100,12 +208,6 @@ def remove_weights(folder):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
 
 
-def pickled_weights(folder):
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save(load_file(file), file.with_suffix(".bin"))
-    file.unlink()
-
-
 def other_width(folder):
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "cross_attention_dim": WIDTH // 2}))
@@ -115,7 +217,7 @@ def spoil_config(folder):
     (folder / "text_encoder" / "config.json").write_text("{")
 
 
-@pytest.mark.parametrize("spoil", [truncate, remove_weights, pickled_weights, other_width, spoil_config])
+@pytest.mark.parametrize("spoil", [truncate, remove_weights, other_width, spoil_config])
 def test_a_damaged_base_is_refused_in_one_sentence(copied, spoil):
     spoil(copied)
     with pytest.raises(InputError) as refusal:

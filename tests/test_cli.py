@@ -1,4 +1,4 @@
-"""The three commands do the main job end to end, and tell every mistake in one sentence with exit code 2."""
+"""The three commands do the main job end to end; a mistake in a training is one sentence with exit code 2."""
 
 import json
 import os
@@ -7,57 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_concept
+from command_line import ROOT, files_in, run, told
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-import concepts.__main__
-import fusion.__main__
-import spectral_diffusion.__main__
 from concepts import trainer
-from spectral_diffusion.fused import Fused
+from concepts.course import Course
 from spectral_diffusion.generate import KEYWORD
-
-ROOT = Path(__file__).parent.parent
-APPS = {
-    "concepts": concepts.__main__.app,
-    "fusion": fusion.__main__.app,
-    "spectral_diffusion": spectral_diffusion.__main__.app,
-}
-
-
-def run(module, *arguments):
-    return CliRunner().invoke(APPS[module], [str(a) for a in arguments])
-
-
-def files_in(*folders):
-    """Every file with its content; lock files aside."""
-    found = (path for folder in folders for path in Path(folder).rglob("*") if ".locks" not in path.parts)
-    return {path: path.read_bytes() for path in found if path.is_file()}
-
-
-def told(result, *said):
-    """The command failed with exit code 2 and, notes and bars aside, one line on stderr that says all of `said`."""
-    assert result.exit_code == 2, (result.output, result.exception)
-    (line,) = [
-        line for line in result.stderr.splitlines() if not line.startswith("note: ") and "━" not in line
-    ]
-    assert line.startswith("error: ")
-    assert all(str(part) in line for part in said), line
-
-
-@pytest.fixture
-def library(taught, tmp_path):
-    """A library that a test may change: `rex` in columns 0..1, `mia` in 2..3."""
-    return Path(
-        shutil.copytree(taught.library, tmp_path / "library", ignore=shutil.ignore_patterns(".locks"))
-    )
 
 
 @pytest.fixture
@@ -124,6 +83,7 @@ def test_a_caption_with_the_class_word_names_the_concept(train, library, tmp_pat
     "command",
     [
         ("concepts", "train"),
+        ("concepts", "list"),
         ("fusion", "fuse"),
         ("spectral_diffusion", "generate"),
         ("concepts",),
@@ -133,8 +93,8 @@ def test_a_caption_with_the_class_word_names_the_concept(train, library, tmp_pat
 def test_help_answers_at_once(command):
     module, *rest = command
 
-    def seconds():
-        begin = time.perf_counter()
+    def seconds():  # of processor time: the test machine may be busy
+        before = os.times()
         answer = subprocess.run(
             [sys.executable, "-m", module, *rest, "--help"],
             cwd=ROOT,
@@ -143,7 +103,8 @@ def test_help_answers_at_once(command):
             check=True,
         )
         assert "Usage" in answer.stdout
-        return time.perf_counter() - begin
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
 
     assert min(seconds() for _ in range(2)) < 1
 
@@ -257,7 +218,7 @@ def test_ctrl_c_is_told_and_the_slice_waits_for_the_next_run(train, library, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "loss", interrupt)
+        patch.setattr(Course, "advance", interrupt)
         result = train("--start", 6)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "error: interrupted.")
     assert ledger_of(library)["bob"] == (6, "training") and not (library / "bob.safetensors").exists()
@@ -266,6 +227,7 @@ def test_ctrl_c_is_told_and_the_slice_waits_for_the_next_run(train, library, mon
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.timeout(400)
 def test_a_killed_training_leaves_its_slice_to_the_next_run(train, library, base_folder, photo_folder):
     what = (
         "--name",
@@ -295,156 +257,15 @@ def test_a_killed_training_leaves_its_slice_to_the_next_run(train, library, base
     )
     process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while "bob" not in ledger_of(library) and time.monotonic() < deadline:
             time.sleep(0.1)
         told(train(), "bob is being trained right now by another process")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=100) != 0
     finally:
         process.kill()
     assert ledger_of(library)["bob"] == (6, "training")
     assert not [path for path in library.rglob("*") if path.suffix == ".tmp"]
     assert not (library / "bob.safetensors").exists()
-    assert "columns 6..7" in train().stdout
-
-
-# concept and fused files
-
-
-@pytest.fixture
-def generate(base_folder, tmp_path):
-    def call(file, prompt="<rex>", *options):
-        where = ("--base", base_folder, "--steps", 1, "-o", tmp_path / "out")
-        result = run("spectral_diffusion", "generate", file, prompt, *where, *options)
-        assert result.exit_code == 0 or not (tmp_path / "out").exists(), "half-written"
-        return result
-
-    return call
-
-
-@pytest.fixture
-def fuse(library, tmp_path):
-    def call(*names_and_options, output=tmp_path / "fused.safetensors"):
-        before = files_in(tmp_path)
-        result = run("fusion", "fuse", *names_and_options, "--library", library, "-o", output)
-        assert result.exit_code == 0 or files_in(tmp_path) == before, "half-written"
-        return result
-
-    return call
-
-
-def cut(file):
-    file.write_bytes(file.read_bytes()[:-5])
-    return f"{file} is truncated or altered"
-
-
-def poisoned(file):
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as handle:
-        metadata = handle.metadata()
-    tensors = load_file(file)
-    next(iter(tensors.values())).fill_(float("nan"))
-    save_file(tensors, file, metadata)
-    return f"{file} is damaged"
-
-
-def foreign(file):
-    save_file({"x": torch.zeros(1)}, file)
-    return f"{file} was not made by spectral-diffusion"
-
-
-def missing(file):
-    file.unlink()
-    return str(file)
-
-
-@pytest.mark.parametrize("spoil", [cut, poisoned, foreign, missing])
-def test_a_bad_concept_file_is_told(generate, fuse, library, spoil):
-    said = spoil(library / "rex.safetensors")
-    told(generate(library / "rex.safetensors"), said)
-    told(fuse(library / "rex.safetensors", "mia"), said)
-
-
-@pytest.mark.parametrize("suffix", ["pt", "ckpt", "safetensors"])
-def test_a_pickle_is_never_opened(generate, fuse, tmp_path, suffix):
-    path = tmp_path / f"rex.{suffix}"
-    torch.save({"x": torch.zeros(1)}, path)
-    told(generate(path), path, "pickle")
-    told(fuse(path, "mia"), path, "pickle")
-
-
-def test_a_concept_of_another_base_is_told(generate, fuse, library, taught):
-    replace(taught.rex, base_fingerprint="cd" * 32, base_name="chill").save(library / "rex.safetensors")
-    told(generate(library / "rex.safetensors"), "made over base chill (cdcdcdcdcdcd), not tiny")
-    told(fuse("mia", "rex"), "rex on chill (cdcdcdcdcdcd): only concepts of one base can be fused")
-
-
-GENERATE_MISTAKES = {
-    "stranger in the prompt": (("<bob>",), "names <bob>, which is not loaded; loaded concepts: <rex>"),
-    "stranger in the negative": (("<rex>", "--negative", "<bob>"), "names <bob>"),
-    "unknown sampler": (("<rex>", "--sampler", "Heun"), "no sampler 'Heun'; there are DPM++ 2M"),
-    "malformed strength": (("<rex>", "--strength", "rex:1"), "'rex:1' is not name=number"),
-    "negative strength": (
-        ("<rex>", "--strength", "rex=-1"),
-        "strength of rex must be a number from 0 on, not -1.0",
-    ),
-    "strength NaN": (("<rex>", "--strength", "rex=nan"), "not nan"),
-    "strength of a stranger": (("<rex>", "--strength", "bob=1"), "bob is not in this fused file; it has rex"),
-    "count 0": (("<rex>", "--count", 0), "count must be 1 to"),
-    "negative seed": (("<rex>", "--seed", -1), "seed must be 0 to"),
-}
-
-
-@pytest.mark.parametrize("case", GENERATE_MISTAKES)
-def test_a_mistake_in_a_request_is_told_before_the_base_is_loaded(generate, library, monkeypatch, case):
-    monkeypatch.setattr("spectral_diffusion.base.load_base", None)
-    (prompt, *options), said = GENERATE_MISTAKES[case]
-    told(generate(library / "rex.safetensors", prompt, *options), said)
-
-
-def test_pictures_do_not_go_into_a_file(base_folder, library, tmp_path):
-    (tmp_path / "out").write_text("mine")
-    arguments = (library / "rex.safetensors", "<rex>", "--base", base_folder, "-o", tmp_path / "out")
-    told(run("spectral_diffusion", "generate", *arguments), "out is a file: give a folder")
-
-
-FUSE_MISTAKES = {
-    "twice": (("rex", "mia", "rex"), "rex is given twice"),
-    "unknown": (("rex", "bob"), "has no concept bob; it has mia, rex"),
-    "unknown method": (("rex", "--method", "ties"), "no method 'ties'; there are spectral, mean"),
-    "malformed strength": (("rex", "--strength", "rex"), "'rex' is not name=number"),
-    "negative strength": (
-        ("rex", "--strength", "rex=-1"),
-        "strength of rex must be a number from 0 on, not -1.0",
-    ),
-    "strength NaN": (("rex", "--strength", "rex=nan"), "not nan"),
-    "strength of a stranger": (("rex", "--strength", "mia=1"), "given for mia, which is not among"),
-}
-
-
-@pytest.mark.parametrize("case", FUSE_MISTAKES)
-def test_a_mistake_in_a_fusion_is_told(fuse, case):
-    arguments, said = FUSE_MISTAKES[case]
-    told(fuse(*arguments), said)
-
-
-def test_overlapping_slices_are_told_with_a_start_that_is_free(fuse, base, library):
-    random_concept(base, "nox", 3).save(library / "nox.safetensors")
-    told(
-        fuse("rex", "mia", "nox"),
-        "mia (columns 2..3) and nox (columns 3..5) overlap: train nox again with --start 4",
-    )
-
-
-def test_a_fused_file_replaces_only_a_fused_file(fuse, library, taught, tmp_path):
-    told(
-        fuse("rex", "mia", output=library / "rex.safetensors"), "rex.safetensors exists and is no fused file"
-    )
-    told(fuse("rex", output=tmp_path / "duo.ckpt"), "must end in .safetensors")
-    (tmp_path / "folder.safetensors").mkdir()
-    told(fuse("rex", output=tmp_path / "folder.safetensors"), "is a folder")
-    for names in (["rex"], ["rex", "mia"]):
-        assert fuse(*names, output=tmp_path / "duo.safetensors").exit_code == 0
-    assert Fused.load(tmp_path / "duo.safetensors").names == ["rex", "mia"]
+    assert "columns 6..7" in train("--restart", "--start", 6).stdout

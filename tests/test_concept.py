@@ -7,39 +7,12 @@ import pytest
 import torch
 from conftest import altered
 from safetensors import safe_open
+from small_concept import BASE, PNG, SMALL, make_concept
 
-from spectral_diffusion.concept import Concept, layer_shapes, read_card
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SpectralError
-from spectral_diffusion.ledger import Slice
-
-BASE = "ab" * 32
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
-SMALL = {"unet.mid.to_q": (6, 5), "text_encoder.layers.0.q_proj": (4, 4)}
-
-
-def make_concept(form="additive", rank=2, shapes=SMALL, rows=16, dim=4, **changes):
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(shape):
-        return torch.randn(shape, generator=generator) * 0.1
-
-    layers = {
-        layer: {letter: draw(shape) for letter, shape in layer_shapes(form, *sizes, rank).items()}
-        for layer, sizes in shapes.items()
-    }
-    facts = {
-        "name": "rex",
-        "class_word": "dog",
-        "form": form,
-        "slice": Slice(4, rank),
-        "base_fingerprint": BASE,
-        "base_name": "toybox",
-        "layers": layers,
-        "words": {f"<rex-{i}>": draw((rows, dim)) for i in (1, 2)},
-        "card": {"seed": 1, "captions": ["a photo of <rex>"], "identity": 0.875},
-        "preview": PNG,
-    }
-    return Concept(**{**facts, **changes})
+from spectral_diffusion.card import read_card
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, NameTaken, SpectralError
+from spectral_diffusion.slices import Slice
 
 
 def tensors_of(concept):
@@ -202,6 +175,7 @@ DAMAGES = {
     "evil name": lambda t, h: h.update(name="../rex"),
     "name no text": lambda t, h: h.update(name=7),
     "class word no text": lambda t, h: h.update(class_word=None),
+    "fingerprint no digits": lambda t, h: h.update(base_fingerprint="../../x"),
     "card no table": lambda t, h: h.update(card=[]),
     "preview no base64": lambda t, h: h.update(preview="?"),
     "preview a number": lambda t, h: h.update(preview=5),
@@ -239,3 +213,52 @@ def test_a_pickle_is_refused_unopened(tmp_path, suffix):
 def test_a_concept_without_a_preview_is_whole(tmp_path):
     replace(make_concept(), preview=None).save(tmp_path / "rex.safetensors")
     assert Concept.load(tmp_path / "rex.safetensors").preview is None
+
+
+CARD = {
+    "settings": {"name": "rex", "class_word": "rex hound", "rank": 2},
+    "captions": ["<rex> by the sea", "<rexy> and <mia> see rex"],
+    "prompts": {"<rex> in snow": [0.5, "<rex-1> <rex-2> in snow"]},
+}
+
+
+def test_a_renamed_concept_has_the_same_numbers_and_speaks_of_itself_by_its_new_name(tmp_path):
+    concept = make_concept(card=CARD)
+    renamed = concept.renamed("max")
+    assert (renamed.name, renamed.trigger, renamed.tokens) == ("max", "<max>", ["<max-1>", "<max-2>"])
+    assert renamed.card == {
+        "settings": {"name": "max", "class_word": "rex hound", "rank": 2},
+        "captions": ["<max> by the sea", "<rexy> and <mia> see rex"],
+        "prompts": {"<max> in snow": [0.5, "<max-1> <max-2> in snow"]},
+    }
+    concept.save(tmp_path / "rex.safetensors")
+    renamed.save(tmp_path / "max.safetensors")
+    back = Concept.load(tmp_path / "max.safetensors").renamed("rex")
+    assert same_tensors(back, concept.rounded()) and concept.card == CARD
+    back.save(tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "rex.safetensors").read_bytes()
+
+
+def test_a_concept_is_not_called_what_cannot_be_its_name():
+    with pytest.raises(NameTaken, match="'dog' is already the class word"):
+        make_concept(class_word="small Dog").renamed("dog")
+    with pytest.raises(InputError, match="cannot name a concept"):
+        make_concept().renamed("../max")
+
+
+HEADER_ALONE = ["key missing", "key extra", "unknown form", "form no text", "negative start", "slice no pair"]
+HEADER_ALONE += ["layers no table", "evil name", "name no text", "class word no text", "card no table"]
+HEADER_ALONE += [
+    "fingerprint no digits",
+    "preview no base64",
+    "preview a number",
+    "unknown version",
+    "other kind",
+]
+
+
+@pytest.mark.parametrize("case", HEADER_ALONE)
+def test_a_header_that_makes_no_sense_is_refused_without_reading_the_tensors(path, case):
+    altered(path, DAMAGES[case])
+    with pytest.raises(SpectralError, match=str(path)):
+        read_card(path)

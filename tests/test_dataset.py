@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from concepts import dataset
-from concepts.dataset import CAPTIONS, read_folder, with_name
+from concepts import pictures
+from concepts.captions import TEMPLATES
+from concepts.dataset import DETAIL, ReadOptions, read_folder
 from spectral_diffusion.errors import InputError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -50,7 +51,7 @@ def test_a_plain_folder_gives_sorted_square_rgb_examples(tmp_path):
     examples, notes = read(tmp_path)
     assert [example.path.name for example in examples] == ["a.jpg", "b.png", "c.WEBP"]
     assert all((e.image.mode, e.image.size, e.mask) == ("RGB", (32, 32), None) for e in examples)
-    assert [e.caption for e in examples] == [text.format("<rex>") for text in CAPTIONS[:3]]
+    assert [e.caption for e in examples] == [text.format("<rex>") for text in TEMPLATES["object"][:3]]
     assert notes == []
 
 
@@ -90,7 +91,7 @@ def test_what_is_no_folder_is_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_a_truncated_picture_is_refused_by_name(tmp_path, name):
     content = io.BytesIO()
-    Image.effect_noise((200, 200), 90).convert("RGB").save(content, dataset.FORMATS[name[1:]])
+    Image.effect_noise((200, 200), 90).convert("RGB").save(content, pictures.FORMATS[name[1:]])
     (tmp_path / name).write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
     refused(tmp_path, name, "truncated or damaged")
 
@@ -236,7 +237,7 @@ def test_captions_name_the_concept(tmp_path, suffix, text):
 def test_an_empty_caption_counts_as_none(tmp_path):
     halves().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("\n \n")
-    assert one(tmp_path).caption == CAPTIONS[0].format("<rex>")
+    assert one(tmp_path).caption == TEMPLATES["object"][0].format("<rex>")
 
 
 def test_a_caption_that_is_not_utf8_is_refused_by_name(tmp_path):
@@ -245,21 +246,118 @@ def test_a_caption_that_is_not_utf8_is_refused_by_name(tmp_path):
     refused(tmp_path, "a.txt is not UTF-8")
 
 
-def test_a_class_word_inside_another_word_is_left_alone():
-    assert with_name("a hotdog stand", "rex", "dog") == "<rex>, a hotdog stand"
-    assert with_name("a dog and the dog", "rex", "dog") == "<rex> and the dog"
+def test_missing_captions_are_refused_when_they_are_needed(tmp_path):
+    halves().save(tmp_path / "a.png")
+    halves().save(tmp_path / "b.png")
+    (tmp_path / "a.txt").write_text("<rex>")
+    with pytest.raises(InputError, match=r"b\.png has no caption: write b\.txt"):
+        read(tmp_path, options=ReadOptions(need_captions=True))
+    examples, notes = read(tmp_path)
+    assert [example.given for example in examples] == [True, False]
+    assert notes == ["1 of 2 pictures have no caption: b.png."]
 
 
-@given(st.text(max_size=40), st.sampled_from([None, "dog", "c++ (toy)"]))
-def test_every_caption_ends_up_with_the_name_and_stays_so(text, class_word):
-    named = with_name(text, "rex", class_word)
-    assert "<rex>" in named
-    assert "<TOK>" not in named
-    assert with_name(named, "rex", class_word) == named
+@pytest.mark.parametrize("kind", ["style", "person"])
+def test_templates_are_of_the_asked_kind(tmp_path, kind):
+    halves().save(tmp_path / "a.png")
+    assert one(tmp_path, options=ReadOptions(kind=kind)).caption == TEMPLATES[kind][0].format("<rex>")
+
+
+def test_repeats_and_words_of_kohya_reach_the_example(tmp_path):
+    folder = tmp_path / "7_sks dog"
+    folder.mkdir()
+    halves().save(folder / "a.png")
+    (folder / "a.txt").write_text("photo of sks dog, grass")
+    assert (one(tmp_path).repeats, one(tmp_path).caption) == (7, "photo of <rex>, grass")
+
+
+@pytest.mark.parametrize("size", [(900, 600), (600, 900), (640, 640)])
+def test_buckets_keep_a_photo_near_its_shape(tmp_path, size):
+    halves(*size).save(tmp_path / "a.jpg")
+    example = one(tmp_path, size=128, options=ReadOptions(buckets=True))
+    assert example.image.size == {900: (160, 96), 600: (96, 160), 640: (128, 128)}[size[0]]
+    left, top, right, bottom = example.box
+    assert (right - left) * (bottom - top) > 0.88 * size[0] * size[1]
+
+
+def test_detail_has_more_pixels_where_the_file_has_them(tmp_path):
+    halves(40, 40).save(tmp_path / "a.png")
+    halves(39, 80).save(tmp_path / "b.png")
+    with_detail, without = read(tmp_path).examples
+    assert with_detail.detail.size == (round(32 * DETAIL),) * 2
+    assert without.detail is None
+
+
+@pytest.mark.parametrize(("at", "told"), [((0, 20), "cuts off 50%"), ((60, 80), None)])
+def test_a_subject_that_the_crop_cuts_is_told(tmp_path, at, told):
+    image = Image.new("RGB", (160, 40), "white")
+    image.paste(RED, (at[0], 10, at[1], 30))
+    image.paste(RED, (80, 10, 100, 30))
+    image.save(tmp_path / "a.png")  # no mask: the background tells the subject
+    image.save(tmp_path / "b.png")
+    notes = read(tmp_path).warnings
+    assert [told in note for note in notes] == [True, True] if told else notes == []
+
+
+def test_masks_are_made_where_they_can_be_and_told_where_not(tmp_path):
+    halves(mode="RGBA").save(tmp_path / "a.png")
+    halves().save(tmp_path / "b.png")
+
+    def make(image):
+        return mask_on_the_right(image.size) if image.getpixel((0, 0))[0] > 150 else None
+
+    Image.new("RGB", (40, 40), BLUE).save(tmp_path / "c.png")
+    examples, notes = read(tmp_path, options=ReadOptions(make_mask=make))
+    assert [e.mask_from for e in examples] == ["made", "made", None]
+    assert examples[0].mask.getpixel((30, 16)) == 255
+    assert notes == [
+        "c.png: no mask could be made, all of the picture counts.",
+        "1 of 3 pictures have no mask: c.png.",
+    ]
+
+
+def test_masks_grow_and_soften_in_pixels_of_the_example(tmp_path):
+    halves(80, 80).save(tmp_path / "a.png")
+    (tmp_path / "mask").mkdir()
+    mask = Image.new("L", (80, 80))
+    mask.paste(255, (0, 0, 40, 80))
+    mask.save(tmp_path / "mask" / "a.png")
+
+    def row(**options):
+        mask = one(tmp_path, size=40, options=ReadOptions(**options)).mask
+        return [mask.getpixel((x, 20)) for x in range(40)]
+
+    assert row()[18] == 255 and row()[22] == 0
+    assert row(grow=6)[24] == 255 and row(grow=6)[28] == 0
+    assert 0 < row(grow=6, feather=6)[28] < 255
+
+
+def test_the_crop_is_told_in_pixels_of_the_upright_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = UPRIGHT
+    halves(3000, 1000).save(tmp_path / "a.jpg", exif=exif)
+    example = one(tmp_path)
+    assert example.native == (1000, 3000)
+    assert example.box == (0, 1000, 1000, 2000)
+
+
+def test_the_same_stem_twice_and_every_photo_on_its_own(tmp_path):
+    halves().save(tmp_path / "a.png")
+    halves().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "a.jpg")
+    jpeg, png = read(tmp_path).examples
+    assert near(jpeg.image.getpixel((4, 16)), BLUE) and near(png.image.getpixel((4, 16)), RED)
+
+
+@pytest.mark.parametrize("option", ["grow", "feather"])
+def test_options_that_make_no_sense_are_refused(option):
+    with pytest.raises(InputError, match=option):
+        ReadOptions(**{option: -1})
+    with pytest.raises(InputError, match="kind"):
+        ReadOptions(kind="cat")
 
 
 @given(st.tuples(*[st.integers(1, 300)] * 2), st.tuples(*[st.integers(0, 300)] * 4))
 def test_the_crop_is_the_largest_square_and_inside(size, focus):
-    left, top, right, bottom = dataset._square(size, focus)
+    left, top, right, bottom = pictures.crop_box(size, (1, 1), focus)
     assert right - left == bottom - top == min(size)
     assert left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1]

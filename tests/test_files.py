@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from spectral_diffusion.errors import DamagedFile, InputError, SpectralError, errors_to_exit_code
 from spectral_diffusion.files import (
     HEADER_KEY,
+    atomic_folder,
     atomic_write,
     check_shapes,
     load_tensors,
     read_header,
     save_tensors,
 )
+from spectral_diffusion.foreign import refuse_foreign
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -70,6 +72,20 @@ def test_a_write_makes_its_folder_with_ordinary_permissions(tmp_path):
         file.write(b"x")
     (plain := tmp_path / "plain.txt").write_bytes(b"x")
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_folder_is_whole_or_absent_and_never_replaces_another(tmp_path):
+    with atomic_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "x").write_text("x")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "x").read_text() == "x"
+    with pytest.raises(InputError, match="exists already"), atomic_folder(tmp_path / "new" / "folder"):
+        raise AssertionError("not reached")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "half") as folder:
+        (folder / "x").write_text("x")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -198,3 +214,12 @@ def test_errors_become_one_line_and_an_exit_code(capsys, error, code, said):
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), errors_to_exit_code():
         _ = 1 / 0
+
+
+@pytest.mark.parametrize("second", (2, 3, 4, 5))
+def test_a_header_whose_length_reads_like_the_start_of_a_pickle_is_no_pickle(tmp_path, second):
+    path, length = tmp_path / "x.safetensors", 0x80 + 0x100 * second
+    empty = len(json.dumps({"__metadata__": {"x": ""}}, separators=(",", ":")))
+    save_file({}, path, {"x": "a" * (length - empty)})
+    assert path.read_bytes()[:2] == bytes([0x80, second])
+    refuse_foreign(path)

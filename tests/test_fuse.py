@@ -10,8 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fusion import measure
-from fusion.fuse import check_together, fuse, open_concepts
-from fusion.methods import METHODS
+from fusion.fuse import check_together, fuse, open_concepts, summary
 from spectral_diffusion import metrics
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
 from spectral_diffusion.fused import Fused
@@ -45,19 +44,6 @@ def test_the_sum_keeps_the_strengths_and_the_mean_divides_them(trio):
     layer = total.layers()[0]
     assert torch.allclose(mean.delta(layer), total.delta(layer) / 3, rtol=1e-5, atol=1e-7)
     assert all(mean.words[token].equal(row) for token, row in total.words.items())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_a_fused_file_of_all_concepts(trio, tmp_path, method):
-    fused = fuse(trio, method=method)
-    assert fused.names == ["rex", "mia", "nox"]
-    fused.save(tmp_path / "trio.safetensors")
-    assert Fused.load(tmp_path / "trio.safetensors").members == fused.members
-
-
-def test_an_unknown_method_lists_the_known_ones(trio):
-    with pytest.raises(InputError, match="no method 'ties'; there are spectral, mean"):
-        fuse(trio, method="ties")
 
 
 def test_what_cannot_be_fused_is_refused(trio):
@@ -102,6 +88,53 @@ def test_concepts_are_opened_by_name_or_by_path(taught, tmp_path):
     fuse([by_name]).save(tmp_path / "one.safetensors")
     with pytest.raises(InputError, match="is a fused file, not a concept file"):
         open_concepts([str(tmp_path / "one.safetensors")], taught.library)
+
+
+def test_a_name_in_two_libraries_is_refused_by_naming_both_files(taught, tmp_path):
+    taught.rex.save(tmp_path / "rex.safetensors")
+    with pytest.raises(
+        InputError, match=r"rex is in two libraries: give the file you mean, .*rex.safetensors or"
+    ):
+        open_concepts(["rex"], [taught.library, tmp_path])
+    assert [c.name for c in open_concepts(["mia"], [tmp_path, taught.library])] == ["mia"]
+
+
+def test_a_fusion_of_several_is_not_a_concept(trio):
+    with pytest.raises(InputError, match="rex, mia are fused already"):
+        fuse([fuse(trio[:2]), trio[2]])
+
+
+def test_concepts_and_fused_files_of_one_fuse_alike(trio):
+    one, two = fuse(trio), fuse([Fused.of(trio[0]), *trio[1:]])
+    layer = one.layers()[5]
+    assert one.members == two.members and one.delta(layer).equal(two.delta(layer))
+
+
+def test_layers_of_another_shape_are_refused(trio):
+    layer = min(trio[1].layers)
+    numbers = trio[1].layers[layer]
+    grown = {**numbers, "U": torch.cat([numbers["U"]] * 2), "A": torch.cat([numbers["A"]] * 2)}
+    with pytest.raises(BaseMismatch, match=f"rex and mia do not fit each other in layer {layer}"):
+        fuse([trio[0], replace(trio[1], layers={**trio[1].layers, layer: grown})])
+
+
+def test_norm_control_is_on_for_the_sum_of_several_and_can_be_set_or_left_out(trio):
+    caps = [fuse(trio, norm_control=wish).norm_cap for wish in (None, True, False, 1.1)]
+    assert caps == [1.25, 1.25, None, 1.1]
+    assert fuse(trio, method="mean").norm_cap is None
+    with pytest.raises(InputError, match="norm cap must be a number above 0, not -1"):
+        fuse(trio, norm_control=-1)
+
+
+def test_the_summary_tells_what_is_changed_and_what_is_left_alone(trio, base):
+    text = [key for key in base.layers if key.startswith("text_encoder.")]
+    still = {key: {**v, **{x: v[x] * 0 for x in "ABC"}} for key, v in trio[0].layers.items() if key in text}
+    fused = fuse([replace(trio[0], layers={**trio[0].layers, **still}), trio[1]])
+    lines = summary(fused, verbose=True)
+    assert lines[0].startswith(f"<rex> changes {len(base.layers) - len(text)} layers: down ")
+    assert lines[0].endswith(f"; leaves {len(text)} alone: text {len(text)}")
+    assert f"  alone  {text[0]}" in lines and f"  changed  {text[0]}" in lines
+    assert len(lines) == 2 + 2 * len(base.layers) and len(summary(fused)) == 2
 
 
 # measuring, with encoders that look at the mean colour

@@ -9,7 +9,8 @@ from conftest import altered, random_concept, same, weights_of
 from safetensors.torch import save_file
 
 from fusion.fuse import fuse
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
+from spectral_diffusion.blocks import blocks_of
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SliceTaken
 from spectral_diffusion.fused import Fused, applied, content_hash, load_any, parse_strengths
 from spectral_diffusion.generate import Request, generate
 
@@ -197,7 +198,14 @@ DAMAGES = {
     "strength NaN": lambda t, h: h["members"][0].update(strength=math.nan),
     "negative start": lambda t, h: h["members"][0].update(start=-1),
     "base no text": lambda t, h: h.update(base_fingerprint=7),
-    "unknown version": lambda t, h: h.update(version=2),
+    "unknown version": lambda t, h: h.update(version=3),
+    "the version before": lambda t, h: h.update(version=1),
+    "strength true": lambda t, h: h["members"][0].update(strength=True),
+    "strength of a block": lambda t, h: h["members"][0].update(blocks={"mid": -1}),
+    "neither on nor off": lambda t, h: h["members"][0].update(on="yes"),
+    "a slice for a LoRA": lambda t, h: h["members"][0].update(form="lora"),
+    "norm cap zero": lambda t, h: h.update(norm_cap=0),
+    "made by no table": lambda t, h: h.update(made=[]),
 }
 
 
@@ -205,7 +213,7 @@ DAMAGES = {
 def test_a_damaged_fused_file_is_refused_by_name_in_one_sentence(base, tmp_path, case):
     path = tmp_path / "trio.safetensors"
     small = random_concept(base, "rex", 0)
-    keys = sorted(small.layers)[:2]
+    keys = sorted(small.layers)[:3]
     Fused.of(replace(small, layers={key: small.layers[key] for key in keys})).save(path)
     altered(path, DAMAGES[case])
     with pytest.raises(DamagedFile) as refusal:
@@ -230,3 +238,61 @@ def test_a_file_that_is_neither_is_refused_whatever_its_folder_is_called(tmp_pat
         load_any(folder / "x.safetensors")
     with pytest.raises(InputError, match="There is no file"):
         load_any(folder / "missing.safetensors")
+
+
+# adjusting: every change is exact, and undone without a trace
+
+
+def test_a_block_has_a_strength_of_its_own(base, pristine, trio):
+    plain = fuse(trio)
+    shaped = plain.with_blocks("mia", {"up.1": 0.5, "attn2": 0.0, "text": 2})
+    for layer in base.layers:
+        factor = {"up.1": 0.5}.get((*blocks_of(layer), "")[1], 1.0)
+        factor *= 0.0 if "attn2" in layer else 2.0 if layer.startswith("text") else 1.0
+        assert shaped.delta(layer).equal(plain.with_strengths({"mia": factor}).delta(layer))
+    assert same(baked(base, shaped.with_blocks("mia", {})), baked(base, plain))
+
+
+@pytest.mark.parametrize("blocks, said", [
+    ({"up.9": 1}, "mia has no block 'up.9'; it has attn1, attn2, down"),
+    ({"mid": -1}, "strength of mia in mid must be a number from 0 on, not -1.0"),
+    ({"mid": math.nan}, "not nan"),
+])  # fmt: skip
+def test_a_wrong_block_is_told(trio, blocks, said):
+    with pytest.raises(InputError, match=said):
+        fuse(trio).with_blocks("mia", blocks)
+
+
+@pytest.mark.parametrize("name", ["rex", "mia", "nox"])
+def test_switched_off_is_as_if_dropped_and_on_again_is_as_before(base, pristine, trio, name):
+    fused = fuse(trio, {"mia": 0.6})
+    off = fused.switched(name, False)
+    assert same(baked(base, off), baked(base, fused.without(name)))
+    assert off.switched(name, True) == fused and off.names == fused.names
+
+
+def test_a_member_is_added_as_if_it_had_been_there_from_the_start(base, pristine, trio):
+    grown = fuse(trio[:2], {"rex": 0.5}).with_member(Fused.of(trio[2]))
+    at_once = fuse(trio, {"rex": 0.5})
+    assert same(baked(base, grown), baked(base, at_once))
+    assert grown.members == at_once.members and same(dict(grown.words), dict(at_once.words))
+    assert same(baked(base, grown.without("nox")), baked(base, fuse(trio[:2], {"rex": 0.5})))
+
+
+def test_what_cannot_be_added_is_refused(base, trio):
+    duo = fuse(trio[:2])
+    with pytest.raises(InputError, match="rex is in this fused file already"):
+        duo.with_member(Fused.of(trio[0]))
+    with pytest.raises(SliceTaken, match=r"mia \(columns 3..5\) and bob \(columns 4..6\) overlap"):
+        duo.with_member(Fused.of(random_concept(base, "bob", 4)))
+    stranger = replace(Fused.of(trio[2]), base_fingerprint="cd" * 32, base_name="chill")
+    with pytest.raises(BaseMismatch, match="nox was made over base chill, not over tiny"):
+        duo.with_member(stranger)
+
+
+def test_adjustments_survive_the_file(base, trio, tmp_path):
+    fused = fuse(trio, {"rex": 0.5}).with_blocks("mia", {"up.1": 0.25}).switched("nox", False)
+    fused.save(tmp_path / "f.safetensors")
+    loaded = Fused.load(tmp_path / "f.safetensors")
+    assert (loaded.members, loaded.norm_cap, loaded.made) == (fused.members, fused.norm_cap, fused.made)
+    assert same(baked(base, loaded), baked(base, fused))

@@ -1,5 +1,6 @@
 """One request gives the same pictures however they are batched, and each carries what made it."""
 
+import copy
 import json
 import re
 from dataclasses import asdict, replace
@@ -7,13 +8,39 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from conftest import pictures, random_concept
 from PIL import Image
 
-from fusion.fuse import fuse
 from spectral_diffusion import generate as module
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.generate import KEYWORD, SAMPLERS, Picture, Request, generate, parameters, save
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.generate import (
+    SAMPLERS,
+    Picture,
+    Request,
+    draw_again,
+    generate,
+    make_sampler,
+    parameters,
+    save,
+)
+from spectral_diffusion.metadata import recall
 
+
+@pytest.fixture(scope="module")
+def duo(base):
+    """Two concepts of large random numbers, fused."""
+    parts = [Fused.of(random_concept(base, name, start)) for name, start in (("rex", 0), ("mia", 3))]
+    return Fused(
+        base.name,
+        base.fingerprint,
+        tuple(member for part in parts for member in part.members),
+        {name: table for part in parts for name, table in part.factors.items()},
+        {token: row for part in parts for token, row in part.words.items()},
+    )
+
+
+BLOCKS = ("text", "down", "mid", "up")
 REQUEST = Request("a photo of a dog", seed=5, count=3, steps=2, batch=3)
 
 
@@ -65,32 +92,60 @@ def test_size_and_negative_prompt_act(base, drawn):
     assert not near(other, drawn[0])
 
 
-def test_concepts_act_by_their_strength_and_leave_the_base(base, pristine, taught):
-    fused = fuse([taught.rex, taught.mia])
+def test_concepts_act_by_their_strength_and_leave_the_base(base, pristine, duo):
+    fused = duo
     request = Request("<rex> and <mia>", steps=2)
     (full,) = generate(base, request, fused)
     (same,) = generate(base, replace(request, strengths={"rex": 1.0}), fused)
     assert same.image.tobytes() == full.image.tobytes()
     (less,) = generate(base, replace(request, strengths={"rex": 0.25}), fused)
     assert [c["strength"] for c in less.made_with["concepts"]] == [0.25, 1.0]
+    assert not near(less, full)
 
 
-def test_a_concept_that_is_not_loaded_is_refused_and_the_base_restored(base, pristine, taught):
-    fused = fuse([taught.rex, taught.mia])
+def test_a_block_s_factor_is_a_strength_there(base, pristine, duo):
+    request = Request("<rex>", steps=2, strengths={"mia": 0})
+    (half,) = generate(base, replace(request, strengths={"rex": 0.5, "mia": 0}), duo)
+    (same,) = generate(base, replace(request, blocks={"rex": dict.fromkeys(BLOCKS, 0.5)}), duo)
+    assert near(same, half)
+    (other,) = generate(base, replace(request, blocks={"rex": {"up": 0.5}}), duo)
+    assert not near(other, half)
+    with pytest.raises(InputError, match="rex has no block 'side'"):
+        generate(base, replace(request, blocks={"rex": {"side": 1}}), duo)
+
+
+def test_lms_needs_no_scipy_and_integrates_exactly(base):
+    scheduler = make_sampler(base.pipeline, "LMS")
+    scheduler.set_timesteps(6)
+    sigma = scheduler.sigmas.double().numpy()
+    grid = np.linspace(sigma[3], sigma[4], 20001)
+    for order in (1, 2, 3, 4):
+        for one in range(order):
+            weights = [
+                (grid - sigma[3 - k]) / (sigma[3 - one] - sigma[3 - k]) for k in range(order) if k != one
+            ]
+            whole = np.trapezoid(np.prod([np.ones_like(grid), *weights], axis=0), grid)
+            assert scheduler.get_lms_coefficient(order, 3, one) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_concept_that_is_not_loaded_is_refused_and_the_base_restored(base, pristine, duo):
+    fused = duo
     with pytest.raises(InputError, match="<bob>, which is not loaded; loaded concepts: <mia>, <rex>"):
         generate(base, Request("<bob>"), fused)
     with pytest.raises(InputError, match="loaded concepts: none"):
         generate(base, Request("<rex>"))
+    with pytest.raises(InputError, match=r"'<lora:x:1>': networks are not loaded from the prompt"):
+        generate(base, Request("a dog <lora:x:1>"))
     with pytest.raises(InputError, match="no concept is loaded"):
         generate(base, Request("a dog", strengths={"rex": 1}))
 
 
-def test_the_base_is_restored_if_drawing_stops_half_way(base, pristine, taught):
+def test_the_base_is_restored_if_drawing_stops_half_way(base, pristine, duo):
     def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(base, Request("<mia>", steps=2), fuse([taught.mia]), stop)
+        generate(base, Request("<mia>", steps=2), duo, stop)
 
 
 @pytest.mark.parametrize(
@@ -98,62 +153,25 @@ def test_the_base_is_restored_if_drawing_stops_half_way(base, pristine, taught):
     [
         {"count": 0}, {"steps": 0}, {"batch": 0}, {"guidance": 0.5}, {"guidance": float("nan")},
         {"guidance": float("inf")}, {"seed": -1}, {"seed": 2**63}, {"size": (100, 64)}, {"size": (64, 8)},
-        {"sampler": "Heun"},
+        {"sampler": "Nope"}, {"clip_skip": 0}, {"denoise": 1.5}, {"upscale": 0.5}, {"upscaler": "ESRGAN"},
+        {"steps": 2.5}, {"prompt": 5}, {"count": True}, {"strengths": {"rex": -1}}, {"sampler": "Heun "},
     ],
 )  # fmt: skip
 def test_an_impossible_request_cannot_be_built(option):
-    with pytest.raises(InputError, match=re.escape(str(next(iter(option.values()))))):
-        Request("a dog", **option)
+    value = next(iter(option.values()))
+    shown = re.escape(str(next(iter(value.values())) if isinstance(value, dict) else value))
+    with pytest.raises(InputError, match=shown):
+        Request(**{"prompt": "a dog", **option})
 
 
 def test_an_unknown_sampler_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"no sampler 'LMS'; there are DPM\+\+ 2M, .*DDIM"):
-        Request("a dog", sampler="LMS")
+    with pytest.raises(InputError, match=r"no sampler 'DDPM'; there are DPM\+\+ 2M, .*DDIM"):
+        Request("a dog", sampler="DDPM")
 
 
 def picture(prompt="a photo of <rex>", negative="", base="tiny", seed=5):
     made_with = {"base": base, "base_fingerprint": "ab" * 32, "concepts": [{"name": "rex"}]}
     return Picture(Image.new("RGB", (64, 72)), seed, Request(prompt, negative, seed=3, count=3), made_with)
-
-
-# as A1111's reader has them (modules/infotext_utils.py)
-A1111_PARAM = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-
-def read_by_a1111(text):
-    *lines, last = text.strip().split("\n")
-    found = A1111_PARAM.findall(last)
-    assert len(found) >= 3, "A1111 takes the last line for a part of the prompt"
-    facts = {key: json.loads(value) if value.startswith('"') else value for key, value in found}
-    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
-    return prompt, negative, facts
-
-
-@pytest.mark.parametrize("base", ["tiny", 'a, b: "c"'])
-@pytest.mark.parametrize("negative", ["", "snow, ice: cold"])
-@pytest.mark.parametrize("prompt", ["a photo of <rex>", "<rex>, rain\nand a Hund: größer 犬"])
-def test_a1111_reads_the_parameters_back(tmp_path, prompt, negative, base):
-    with Image.open(save(picture(prompt, negative, base), tmp_path)) as image:
-        read = read_by_a1111(image.text["parameters"])
-    assert read[:2] == (prompt, negative)
-    facts = {
-        "Steps": "25",
-        "Sampler": "DPM++ 2M",
-        "CFG scale": "5.0",
-        "Seed": "5",
-        "Size": "64x72",
-        "Model": base,
-    }
-    assert read[2] == facts
-
-
-def test_our_own_chunk_holds_all_that_is_needed_to_draw_it_again(tmp_path):
-    shown = picture("größer", seed=2**63 - 1)
-    with Image.open(save(shown, tmp_path)) as image:
-        ours = json.loads(image.text[KEYWORD])
-    assert Request(**ours.pop("request")) == replace(shown.request)
-    assert ours == {"seed": shown.seed, **shown.made_with}
-    assert parameters(shown).endswith("Model: tiny")
 
 
 def test_saving_counts_on_and_never_overwrites(tmp_path):
@@ -182,6 +200,82 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save(picture(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def start_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("start") / "disc.png"
+    pictures(1)[0].save(file)
+    return str(file)
+
+
+def test_a_start_picture_counts_the_more_the_less_is_denoised(base, pristine, start_file):
+    request = Request("a dog", seed=3, steps=10, image=start_file)
+    faint, strong = (generate(base, replace(request, denoise=d))[0] for d in (0.1, 1.0))
+    from_noise = generate(base, Request("a dog", seed=3, steps=10))[0]
+    assert not near(strong, faint) and not near(strong, from_noise)
+    wide = generate(base, replace(request, size=(128, 64), denoise=0.1))[0]
+    assert wide.image.size == (128, 64)
+    with pytest.raises(InputError, match="raise either"):
+        replace(request, denoise=0.05)
+    with pytest.raises(InputError, match=r"There is no start picture .*none\.png"):
+        generate(base, replace(request, image="none.png"))
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_the_hires_fix_enlarges_and_does_not_depend_on_the_batch(base, pristine, upscaler):
+    request = Request("a dog", steps=3, count=2, upscale=1.5, upscaler=upscaler, sampler="Euler a")
+    seen = []
+    big = generate(base, request, progress=lambda done, total: seen.append((done, total)))
+    assert [picture.image.size for picture in big] == [(96, 96)] * 2
+    assert seen[-1] == (5, 5)  # 3 steps and then 0.7 of 3
+    alone = generate(base, replace(request, seed=1, count=1))[0]
+    assert near(alone, big[1])
+    assert "Size: 64x64" in parameters(big[0]) and "Hires upscale: 1.5" in parameters(big[0])
+
+
+def test_another_vae_draws_and_goes_again(base, base_folder, pristine, tmp_path, drawn):
+    other = copy.deepcopy(base.pipeline.vae)
+    with torch.no_grad():
+        other.decoder.conv_out.bias += 0.5
+    other.save_pretrained(tmp_path / "vae")
+    before = base.pipeline.vae
+    (same,) = generate(base, replace(REQUEST, count=1, vae=str(base_folder / "vae")))
+    assert near(same, drawn[0])
+    (brighter,) = generate(base, replace(REQUEST, count=1, vae=str(tmp_path / "vae")))
+    assert pixels(brighter).mean() > pixels(same).mean() + 20
+    assert base.pipeline.vae is before
+    with pytest.raises(InputError, match=r"no VAE's folder"):
+        generate(base, replace(REQUEST, vae=str(tmp_path)))
+
+
+def test_weights_breaks_clip_skip_and_length_act_in_any_batch(base, pristine, duo):
+    long = ", ".join(["a photo of a dog on the beach"] * 20) + " <rex>"
+    prompts = ["a (dog:1.4) BREAK [cat]", "{a dog|a cat|<mia>|<rex>} in (space)", long]
+    for prompt in prompts:
+        request = Request(prompt, "((snow))", seed=2, count=2, steps=2, clip_skip=2)
+        both = generate(base, request, duo)
+        alone = generate(base, replace(request, seed=3, count=1), duo)
+        assert near(alone[0], both[1])
+        plain = generate(base, replace(request, seed=3, count=1, clip_skip=1), duo)
+        assert not near(plain[0], alone[0])
+    shorter = generate(base, replace(request, prompt=long.removesuffix(" <rex>")), duo)
+    assert shorter[0].image.tobytes() != both[0].image.tobytes(), "what is beyond 77 tokens was cut"
+    with pytest.raises(InputError, match="Clip skip must be 1 to 2"):
+        generate(base, Request("a dog", clip_skip=3))
+
+
+def test_what_was_drawn_in_a_batch_is_drawn_again_bit_for_bit(base, pristine, duo, tmp_path):
+    request = Request(
+        "a {dog|cat|(<rex>:1.2)}", seed=4, count=3, steps=2, batch=2, sampler="Euler a",
+        strengths={"rex": 0.5}, regions=({"prompt": "<mia>", "box": (0, 0, 0.5, 1), "feather": 0.1},),
+    )  # fmt: skip
+    for picture in generate(base, request, duo):
+        again = draw_again(base, recall(save(picture, tmp_path)), duo)
+        assert again.image.tobytes() == picture.image.tobytes()
+        assert again.seed == picture.seed
+    with pytest.raises(InputError, match=r"other concepts or strengths .*then: rex, mia"):
+        draw_again(base, recall(save(picture, tmp_path)), duo.without("mia"))
 
 
 def test_a_half_precision_base_draws_nearly_the_same(base_folder, drawn):

@@ -13,12 +13,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-OURS = ("spectral_diffusion", "concepts", "fusion", "app", "benchmarks", "tools", "tests")
+OURS = ("spectral_diffusion", "concepts", "fusion", "pages", "app", "benchmarks", "tools", "tests")
 ALLOWED = {  # who may import whom, itself aside; what joins concepts and fusion is the concept file
     "spectral_diffusion": set(),
     "concepts": {"spectral_diffusion"},
     "fusion": {"spectral_diffusion"},
-    "app": {"spectral_diffusion", "concepts", "fusion"},
+    "pages": {"spectral_diffusion", "concepts", "fusion"},
+    "app": {"spectral_diffusion", "concepts", "fusion", "pages"},
     "benchmarks": {"spectral_diffusion", "concepts", "fusion"},
     "tools": {"spectral_diffusion", "concepts", "fusion"},
     "tests": set(OURS),
@@ -36,6 +37,8 @@ LIGHT = (
     "concepts.__main__",
     "fusion",
     "fusion.__main__",
+    "pages.runner",
+    "app",
 )
 MODULES_IN_README = ("spectral_diffusion", "concepts", "fusion")
 
@@ -99,7 +102,7 @@ def test_what_is_imported_is_declared():
         canonicalize_name(Requirement(line).name) for line in project()["optional-dependencies"]["ray"]
     }
     for path in python_files():
-        if package_of(path) in ("spectral_diffusion", "concepts", "fusion", "app"):
+        if package_of(path) in ("spectral_diffusion", "concepts", "fusion", "pages", "app"):
             foreign = imports_of(path) - set(OURS) - sys.stdlib_module_names
             needed = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in foreign}
             assert needed <= declared | optional, f"{path} imports {sorted(needed - declared)}"

@@ -1,4 +1,4 @@
-"""Teaching a concept is deterministic, stays in its slice, leaves the base untouched and survives being stopped."""
+"""Teaching a concept is deterministic, stays in its slice, leaves the base untouched and refuses what cannot work."""
 
 import hashlib
 import os
@@ -8,159 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import pictures, same
 from PIL import Image
 
-from concepts import latents, prior, trainer
+from concepts import adapter, trainer
 from concepts.dataset import Example
-from concepts.losses import masked_mse, snr_weight
 from concepts.settings import Settings
 from fusion.fuse import fuse
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, NameTaken, SliceTaken, SpectralError
-from spectral_diffusion.fused import Fused, content_hash
+from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
 from spectral_diffusion.ledger import Ledger, Slice
 from spectral_diffusion.spectrum import Spectrum, load_spectrum
 from spectral_diffusion.tuner import spectral_layers
 
 ROOT = Path(__file__).parent.parent
-
-
-# losses
-
-
-def test_the_masked_loss_is_the_true_weighted_mean():
-    rng = np.random.default_rng(0)
-    predicted, target = rng.normal(size=(2, 2, 4, 3, 3))
-    weight = rng.uniform(size=(2, 1, 3, 3))
-    wanted = [
-        sum(weight[n, 0, y, x] * (predicted[n, c, y, x] - target[n, c, y, x]) ** 2
-            for c in range(4) for y in range(3) for x in range(3)) / (4 * weight[n].sum())
-        for n in range(2)
-    ]  # fmt: skip
-    got = masked_mse(*(torch.from_numpy(a) for a in (predicted, target, weight)))
-    assert np.allclose(got, wanted)
-
-
-def test_a_constant_weight_changes_nothing():
-    a, b = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
-    plain = masked_mse(a, b, None)
-    for weight in (1.0, 0.2):
-        assert torch.allclose(masked_mse(a, b, torch.full((3, 1, 5, 5), weight)), plain)
-
-
-def test_an_empty_mask_gives_zero_not_nan():
-    a, b = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
-    assert masked_mse(a, b, torch.zeros(1, 1, 2, 2)).item() == 0
-
-
-def test_min_snr_only_lowers_easy_steps():
-    alphas = torch.tensor([0.999, 0.9, 0.5, 0.01])
-    weights = snr_weight(alphas, torch.arange(4))
-    assert torch.allclose(weights, torch.tensor([5 / 999, 5 / 9, 1.0, 1.0]), rtol=1e-3)
-
-
-# latents
-
-
-def examples(masks=(False, True)):
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (0, 0, 32, 64))
-    pairs = zip(pictures(len(masks)), masks, strict=True)
-    return [Example(image, "a photo of <rex>", mask if m else None, Path("x.png")) for image, m in pairs]
-
-
-def encode(base, masks=(False, True), crops=3, seed=0):
-    return latents.encode(base.pipeline.vae, examples(masks), crops, 0.25, seed)
-
-
-def test_each_photo_gives_its_crops_and_the_first_is_the_whole(base):
-    got = encode(base)
-    assert got.values.shape == (6, 4, 8, 8) and got.photo.tolist() == [0, 0, 0, 1, 1, 1]
-    image = torch.from_numpy(np.array(pictures()[0])).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        whole = base.pipeline.vae.encode(image).latent_dist.mean * base.pipeline.vae.config.scaling_factor
-    assert torch.allclose(got.values[0], whole[0], atol=1e-5)
-    assert not torch.allclose(got.values[0], got.values[1])
-
-
-def test_latents_depend_on_the_seed_and_on_nothing_else(base):
-    assert encode(base).values.equal(encode(base).values)
-    assert not encode(base).values.equal(encode(base, seed=1).values)
-
-
-def test_masks_become_weights_and_a_photo_without_one_counts_whole(base):
-    weights = encode(base, crops=1).weights
-    assert weights.shape == (2, 1, 8, 8)
-    assert (weights[0] == 1).all()
-    assert (weights[1, 0, :, :4] == 1).all() and (weights[1, 0, :, 4:] == 0.25).all()
-    assert encode(base, masks=(False, False)).weights is None
-
-
-def test_every_other_crop_is_mirrored_with_its_mask(base):
-    weights = encode(base, crops=2).weights[3, 0]
-    assert weights[:, -1].mean() > 0.9 > 0.3 > weights[:, 0].mean()
-
-
-def test_crops_stay_inside_the_picture():
-    for left, top, right, bottom in latents.crop_boxes(64, 50, np.random.default_rng(0)):
-        assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
-        assert right - left == bottom - top >= round(64 * latents.ZOOM)
-
-
-# the teacher prior
-
-
-def asked(base, folder, class_word="dog"):
-    return prior.load_prior(base, class_word, 4, folder)
-
-
-def equal(one, two):
-    return one.prompts == two.prompts and all(
-        getattr(one, part).equal(getattr(two, part)) for part in ("noisy", "timesteps", "predicted")
-    )
-
-
-def test_the_prior_is_what_the_base_answers(base, pristine, tmp_path):
-    got = asked(base, tmp_path)
-    with torch.no_grad():
-        hidden, _ = base.pipeline.encode_prompt(got.prompts, "cpu", 1, False)
-        assert base.pipeline.unet(got.noisy, got.timesteps, hidden).sample.equal(got.predicted)
-    assert not any("<" in prompt for prompt in got.prompts)
-
-
-def test_a_second_load_is_equal_and_does_not_ask_the_base(base, tmp_path, monkeypatch):
-    first = asked(base, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(prior, "_prepare", None)
-        assert equal(first, asked(base, tmp_path))
-    assert equal(first, asked(base, tmp_path / "elsewhere"))
-    assert not equal(first, asked(base, tmp_path, "cat"))
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-
-
-@pytest.mark.parametrize("content", ["truncated", b"", b"<html>", b"\x08\0\0\0\0\0\0\0{}      ", "other"])
-def test_a_damaged_prior_is_made_again(base, tmp_path, content):
-    first = asked(base, tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
-    whole = file.read_bytes()
-    if content == "other":
-        prior.load_prior(base, "dog", 3, tmp_path / "three")
-        content = next((tmp_path / "three").glob("*.safetensors")).read_bytes()
-    file.write_bytes(whole[:-9] if content == "truncated" else content)
-    assert equal(first, asked(base, tmp_path))
-    assert file.read_bytes() == whole
-
-
-def test_half_of_the_questions_are_about_the_class():
-    prompts = prior.plain_prompts("otter", 64, torch.Generator().manual_seed(0))
-    assert prompts.count("") == 8
-    assert sum("otter" in prompt for prompt in prompts) == 24  # 32 less the empty ones
-
-
-# training
 
 
 def ledger_of(base, library):
@@ -263,7 +126,7 @@ def test_training_and_its_previews_use_the_slice_of_the_concept(base, pristine, 
             wanted[layer].V.half().float()
         )
         error = (Fused.of(run.concept).delta(layer) - change).norm()
-        assert error <= 0.01 * change.norm()  # the file is fp16
+        assert error <= 0.01 * change.norm() + 1e-6  # the file is fp16
 
     (preview,) = run.previews
     with Image.open(preview) as sheet:
@@ -282,30 +145,7 @@ def test_a_rotation_stays_in_its_slice(base, taught):
     for layer, change in deltas(taught.mia).items():
         U, _, V = wanted[layer]
         inside = U @ (U.T @ change @ V) @ V.T
-        assert (change - inside).norm() < 2e-3 * change.norm()
-
-
-def stop_at(step, error=KeyboardInterrupt):
-    def report(stage, done, total, loss):
-        if (stage, done) == ("train", step):
-            raise error
-
-    return report
-
-
-def test_a_stopped_training_keeps_its_slice_and_the_next_run_takes_it_up(base, pristine, teach, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        teach(tmp_path, "rex", "dog", stop_at(1), start=3)
-    assert ledger_of(base, tmp_path) == {"rex": (Slice(3, 2), "training")}
-    assert not list(tmp_path.glob("*.safetensors"))
-    assert teach(tmp_path, "mia", "cat", start=5).concept.slice == Slice(5, 2)
-    with pytest.raises(SliceTaken, match=r"Columns 4\.\.5 overlap 3\.\.4 of rex"):
-        teach(tmp_path, "nox", "cat", start=4)
-    again = teach(tmp_path, "rex", "dog")
-    assert again.concept.slice == Slice(3, 2)
-    assert ledger_of(base, tmp_path)["rex"] == (Slice(3, 2), "done")
-    straight = teach(tmp_path / "straight", "rex", "dog", start=3)
-    assert content_hash(again.concept) == content_hash(straight.concept)
+        assert (change - inside).norm() <= 2e-3 * change.norm()
 
 
 def test_a_diverged_training_is_refused_and_leaves_nothing(base, pristine, teach, tmp_path):
@@ -319,7 +159,7 @@ def test_a_diverged_training_is_refused_and_leaves_nothing(base, pristine, teach
 def test_an_adapter_that_cannot_be_added_leaves_the_base(base, pristine, teach, tmp_path, monkeypatch):
     whole = spectrum_of(base, range(4))
     cut = {n: t.take([0]) if n.startswith("text") else t for n, t in whole.items()}
-    monkeypatch.setattr(trainer, "load_spectrum", lambda *_, **__: Spectrum(cut, 4))
+    monkeypatch.setattr(adapter, "load_spectrum", lambda *_, **__: Spectrum(cut, 4))
     with pytest.raises(InputError, match="has 1 columns"):
         teach(tmp_path, "rex", "dog")
     assert ledger_of(base, tmp_path) == {}
@@ -355,22 +195,64 @@ def test_a_caption_that_names_another_concept_is_refused_before_a_slice_is_taken
     assert ledger_of(base, tmp_path) == {}
 
 
-def test_a_base_that_does_not_predict_noise_is_refused(base, teach, tmp_path, monkeypatch):
+def predicting(base, monkeypatch, kind):
     schedule = base.pipeline.scheduler
-    monkeypatch.setattr(base.pipeline, "scheduler", type(schedule).from_config(
-        schedule.config, prediction_type="v_prediction"))  # fmt: skip
-    with pytest.raises(InputError, match="predicts 'v_prediction'"):
+    other = type(schedule).from_config(schedule.config, prediction_type=kind)
+    monkeypatch.setattr(base.pipeline, "scheduler", other)
+
+
+def test_a_base_that_predicts_the_picture_is_refused(base, teach, tmp_path, monkeypatch):
+    predicting(base, monkeypatch, "sample")
+    with pytest.raises(InputError, match="predicts 'sample'"):
         teach(tmp_path, "rex", "dog")
+    assert ledger_of(base, tmp_path) == {}
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"steps": 0}, {"rank": 0}, {"start": -1}, {"batch": 0}, {"weight_rate": float("nan")}, {"word_rate": -1.0},
-        {"prior_weight": float("inf")}, {"form": "diagonal"}, {"class_word": " "}, {"name": "Rex!"},
-        {"previews": -1}, {"rank": 1.5},
-    ],
-)  # fmt: skip
-def test_impossible_settings_cannot_be_built(option):
-    with pytest.raises(InputError):
-        Settings(**{"name": "rex", "class_word": "dog", **option})
+def test_a_base_that_predicts_velocity_is_taught(base, teach, tmp_path, monkeypatch):
+    predicting(base, monkeypatch, "v_prediction")
+    assert deltas(teach(tmp_path, "rex", "dog").concept)
+
+
+def test_a_part_whose_rate_is_zero_stays_out_of_the_file(base, pristine, teach, taught, tmp_path):
+    unet = teach(tmp_path / "unet", "rex", "dog", text_rate=0.0, word_rate=0.0).concept
+    text = teach(tmp_path / "text", "rex", "dog", unet_rate=0.0, word_rate=0.0).concept
+    assert {layer.split(".")[0] for layer in unet.layers} == {"unet"}
+    assert {layer.split(".")[0] for layer in text.layers} == {"text_encoder"}
+    assert same(unet.words, text.words), "words of rate 0 are where they began"
+    assert not same(unet.words, taught.rex.words)
+
+
+def test_words_that_reached_their_norm_rest(base, teach, tmp_path):
+    long = {"steps": 3, "prior_weight": 0}
+    resting = teach(tmp_path / "rest", "rex", "dog", word_norm=1e-6, **long).concept
+    once = teach(tmp_path / "once", "rex", "dog", **{**long, "steps": 1}).concept
+    on = teach(tmp_path / "on", "rex", "dog", **long).concept
+    still = teach(tmp_path / "still", "rex", "dog", word_rate=0.0, **long).concept
+    assert not same(resting.words, on.words) and not same(resting.words, still.words)
+    assert same(resting.words, once.words), "they moved in the first step only"
+    assert not same(deltas(resting), deltas(once))
+
+
+def test_isolated_concepts_do_not_touch_each_others_slices(base, pristine, teach, tmp_path):
+    options = {"isolated": True, "reserved": 8, "steps": 3, "prior_weight": 0}
+    rex = teach(tmp_path, "rex", "dog", **options).concept
+    mia = teach(tmp_path, "mia", "cat", **options).concept
+    plain = teach(tmp_path / "plain", "mia", "cat", start=2, steps=3, prior_weight=0).concept
+    columns = spectrum_of(base, [0, 1])  # of rex
+    changes, others = deltas(mia), deltas(plain)
+
+    def read(change, layer):
+        return float((change @ columns[layer].V).norm() / change.norm())
+
+    moved = [layer for layer in changes if changes[layer].norm() > 0 and others[layer].norm() > 0]
+    assert len(moved) > 20 and rex.slice == Slice(0, 2)
+    assert max(read(changes[layer], layer) for layer in moved) < 5e-3
+    assert np.mean([read(others[layer], layer) for layer in moved]) > 5e-3
+
+
+def test_what_the_photos_switch_off_is_said():
+    bare = [Example(pictures(1)[0], "<rex>", None, Path("x.png"))]
+    masked = [Example(pictures(1)[0], "<rex>", Image.new("L", (64, 64), 255), Path("x.png"))]
+    asked = Settings("rex", "dog", attention_weight=0.1)
+    assert trainer.notes(bare, asked) == ["no photo has a mask, so the attention regulariser is off."]
+    assert trainer.notes(masked, asked) == [] == trainer.notes(bare, Settings("rex", "dog"))

@@ -10,6 +10,7 @@ from spectral_diffusion.words import (
     Words,
     check_words,
     cross_attention_layers,
+    emphasised,
     expand,
     initial_words,
     layerwise,
@@ -201,3 +202,66 @@ def test_the_first_word_starts_random_and_the_second_as_the_class(base):
 def test_a_word_given_twice_is_refused(base):
     with pytest.raises(NameTaken, match="already a word"):
         Words(rows(), words_of(base, rows()).tokenizer)
+
+
+# beyond 77 tokens, weights, clip skip
+
+
+def weighed(base, words, *prompts, **options):
+    with torch.no_grad():
+        return words.encode(base.pipeline.text_encoder, prompts, True, **options)
+
+
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_a_long_prompt_is_read_to_its_end_chunk_by_chunk(base, pristine, layers):
+    words = words_of(base, rows(layers=layers, equal=False))
+    first, second = "a photo of a dog on the beach, " * 8 + "a cat", "a dog <rex-1> <rex-2>"
+    both = encoded(base, words, f"{first} {second}", second).unflatten(1, (layers, -1))
+    cut = words.tokens_in(f"{first} {second}")
+    assert both.shape[2] == 2 * TOKENS and [len(chunk) for chunk in cut] == [72, 6]
+    alone = encoded(base, words, f"a cat {second}", second, "").unflatten(1, (layers, -1))
+    assert torch.allclose(both[0, :, TOKENS:], alone[0], atol=1e-5)
+    assert torch.allclose(both[1, :, :TOKENS], alone[1], atol=1e-5)
+    assert torch.allclose(both[1, :, TOKENS:], alone[2], atol=1e-5)
+
+
+def test_break_starts_a_chunk_and_brackets_are_text_unless_asked_for(base):
+    words = words_of(base, rows())
+    parts = weighed(base, words, "a dog BREAK a cat").split(TOKENS, dim=1)
+    assert torch.allclose(torch.cat(parts), encoded(base, words, "a dog", "a cat"), atol=1e-6)
+    assert not weighed(base, words, "a (dog)").allclose(encoded(base, words, "a (dog)"))
+    assert weighed(base, words, r"a \(dog\)").equal(encoded(base, words, "a (dog)"))
+
+
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_weights_scale_their_tokens_and_keep_the_mean(base, layers):
+    words = words_of(base, rows(layers=layers))
+    plain = weighed(base, words, PROMPT)
+    assert weighed(base, words, PROMPT.replace("photo", "(photo:1.0)")).equal(plain)
+    heavy = weighed(base, words, PROMPT.replace("<rex-1> <rex-2>", "(<rex-1> <rex-2>:1.3)"))
+    ratio = (heavy / plain).unflatten(1, (layers, TOKENS)).mean(-1)[0]  # the same for every number of a token
+    assert torch.allclose(ratio[:, 4:6] / ratio[:, :1], torch.full((layers, 2), 1.3), atol=1e-4)
+    assert torch.allclose(ratio[:, 6:] / ratio[:, :1], torch.ones(layers, TOKENS - 6), atol=1e-4)
+
+
+def test_the_mean_of_a_chunk_is_restored_unless_it_means_nothing():
+    hidden = 1 + torch.rand(2, 3, 77, 32, generator=torch.Generator().manual_seed(0))
+    hidden[1] -= hidden[1].mean((1, 2), keepdim=True)
+    weights = torch.ones(2, 77)
+    weights[:, 5:20] = 1.5
+    heavy = emphasised(hidden, weights)
+    assert torch.allclose(heavy[0].mean((1, 2)), hidden[0].mean((1, 2)), atol=1e-5)
+    assert heavy[1, :, :5].equal(hidden[1, :, :5]), "a mean near zero is left alone"
+
+
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_clip_skip_is_an_encoder_with_fewer_layers(base, pristine, layers):
+    words = words_of(base, rows(layers=layers))
+    shorter = copy.deepcopy(base.pipeline.text_encoder)
+    inner = getattr(shorter, "text_model", shorter)
+    inner.encoder.layers = inner.encoder.layers[:-1]
+    with torch.no_grad():
+        expected = words.encode(shorter, [PROMPT, "a cat"])
+    assert torch.allclose(weighed(base, words, PROMPT, "a cat", clip_skip=2), expected, atol=1e-6)
+    with pytest.raises(InputError, match="Clip skip must be 1 to 2"):
+        weighed(base, words, PROMPT, clip_skip=3)

@@ -15,7 +15,7 @@ from tools.toybox import art
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 WORK = Path(os.environ.get("TOYBOX_WORK", "outputs/toybox"))
-POOL_SIZE, POOL_SEED = 40_000, 11
+POOL_SIZE, POOL_SEED = 24_000, 12
 
 
 @app.command()
@@ -53,6 +53,15 @@ def clip():
     from tools.toybox import clip as stage
 
     return stage.run(WORK, _pool())
+
+
+@app.command()
+def text():
+    """Train the CLIP's text tower to name what captions say, before the UNet reads it."""
+    from tools.toybox import assemble
+    from tools.toybox import clip as stage
+
+    return stage.run_text(WORK, _pool(), *assemble.text_encoder(WORK))
 
 
 @app.command()
@@ -136,6 +145,7 @@ def build() -> None:
     fetch()
     vae()
     clip()
+    text()
     _torchrun("unet")
     decoder()
     clip_vision()

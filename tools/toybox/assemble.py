@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from spectral_diffusion.base import TOYBOX, load_base
 from tools.toybox import vae as vae_stage
-from tools.toybox.clip import build_tokenizer, new_student
+from tools.toybox.clip import Reader, build_tokenizer, new_clip, new_student
 from tools.toybox.identity import new_classifier
 from tools.toybox.loop import load_average
-from tools.toybox.unet import Denoiser, new_unet, pipeline, scaling_factor, text_encoder_of
+from tools.toybox.unet import Denoiser, new_unet, pipeline, scaling_factor
 
 
 def set_posterior_noise(vae: AutoencoderKL) -> None:
@@ -50,30 +50,50 @@ def student(work: Path) -> tuple[nn.Module, CLIPTokenizer]:
     if _trained(work, "clip_vision") or _trained(work, "clip"):
         load_average(student, work / ("clip_vision" if _trained(work, "clip_vision") else "clip"))
     else:
-        student.clip = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
+        known = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
+        student.clip.vision_model.load_state_dict(known.vision_model.state_dict())
+        student.clip.visual_projection.load_state_dict(known.visual_projection.state_dict())
     if _trained(work, "unet"):
         both, _ = denoiser(work, shipped=False)
         student.clip.text_model.load_state_dict(both.text_encoder.state_dict())
     return student, tokenizer
 
 
+def text_encoder(work: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text tower that the UNet starts with: of the stages `text` or `clip`, else the package's."""
+    tokenizer = build_tokenizer(work / "tokenizer")
+    tower = CLIPTextModel(new_clip(tokenizer).config.text_config)
+    if _trained(work, "text"):
+        reader = Reader(tower)
+        load_average(reader, work / "text")
+    elif _trained(work, "clip"):
+        clip = new_student(tokenizer)
+        load_average(clip, work / "clip")
+        tower.load_state_dict(clip.clip.text_model.state_dict())
+    else:
+        pipe = load_base("toybox").pipeline
+        known = pipe.text_encoder.state_dict()
+        ids = {token: pipe.tokenizer.get_vocab().get(token) for token in tokenizer.get_vocab()}
+        rows = tower.get_input_embeddings().weight.detach().clone()
+        for token, row in tokenizer.get_vocab().items():
+            if ids[token] is not None:
+                rows[row] = pipe.text_encoder.get_input_embeddings().weight[ids[token]]
+        [table] = [key for key in known if key.endswith("token_embedding.weight")]
+        tower.load_state_dict({**known, table: rows})
+    return tower, tokenizer
+
+
 def denoiser(work: Path, shipped: bool) -> tuple[Denoiser, CLIPTokenizer]:
     """UNet, text encoder and tokenizer: of the last checkpoint, else those to start the stage from.
 
-    That is the package's, if `shipped`, for machines with none of the build's checkpoints; otherwise a new
-    UNet with the text tower of the stage `clip`.
+    The UNet to start from is the package's, if `shipped` (for machines with none of the build's checkpoints),
+    or a new one.
     """
-    tokenizer = build_tokenizer(work / "tokenizer")
-    if shipped:
-        pipe = load_base("toybox").pipeline
-        return Denoiser(pipe.unet, pipe.text_encoder).requires_grad_(True), tokenizer
-    clip = new_student(tokenizer)
-    both = Denoiser(new_unet(), text_encoder_of(clip.clip))
+    tower, tokenizer = text_encoder(work)
+    unet = load_base("toybox").pipeline.unet.requires_grad_(True) if shipped else new_unet()
+    both = Denoiser(unet, tower)
     if _trained(work, "unet"):
         load_average(both, work / "unet")
-    else:
-        load_average(clip, work / "clip")
-        both.text_encoder.load_state_dict(clip.clip.text_model.state_dict())
     return both, tokenizer
 
 

@@ -75,16 +75,26 @@ def processes() -> tuple[int, int]:
 
 
 def train(
-    folder: Path, model: nn.Module, loss: Loss, plan: Plan, preview: Callable[[nn.Module], None] | None = None
+    folder: Path,
+    model: nn.Module,
+    loss: Loss,
+    plan: Plan,
+    preview: Callable[[nn.Module], None] | None = None,
+    slower: nn.Module | None = None,
 ) -> nn.Module:
     """Trains `model` in place by `plan` and returns its EMA copy; resumes from `folder` if it can.
 
-    `preview(ema_model)` is called after each checkpoint.
+    `preview(ema_model)` is called after each checkpoint; the part `slower` gets a third of the rate.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
+    late = set(slower.parameters()) if slower else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        [
+            {"params": [p for p in trained if p not in late], "factor": 1.0},
+            {"params": [p for p in trained if p in late], "factor": 1 / 3},
+        ],
         lr=plan.lr,
         betas=(0.9, 0.99),
         weight_decay=plan.weight_decay,
@@ -118,7 +128,7 @@ def train(
     saved = began = time.monotonic()
     for step in range(start, plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate(step)
+            group["lr"] = plan.rate(step) * group["factor"]
         noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 64 + rank)
         value, parts = loss(step, np.random.default_rng([plan.seed, step, rank]), noise)
         optimiser.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ its capacity on the objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ SIZE = 128
 _DRAW = 256  # places are drawn at twice the size and reduced: smooth edges for free
 # object size in pixels (longest side) by how many stand side by side
 _SIZES = {1: (58, 86), 2: (46, 60), 3: (36, 42)}
+_TIDY_SIDES, _CELL = {1: (64, 80), 2: (48, 56), 3: (40,)}, 8  # a cell: one latent
 
 Colour = tuple[int, int, int]
 
@@ -192,32 +193,57 @@ def _sprite(folder: Path, source: str, code: str) -> Image.Image:
     return art.drawing(folder, source, code)
 
 
-def _posed(sprite: Image.Image, side: float, rng: np.random.Generator, upright: bool) -> Image.Image:
-    """The drawing scaled to `side` pixels (longest side); unless `upright`, perhaps flipped, slightly tilted."""
+def _scaled(sprite: Image.Image, side: float) -> Image.Image:
+    """The drawing scaled to `side` pixels (longest side)."""
     scale = side / max(sprite.size)
-    w, h = (max(1, round(s * scale)) for s in sprite.size)
-    posed = sprite.resize((w, h), Image.Resampling.BICUBIC)
-    if upright:
-        return posed
-    if rng.uniform() < 0.5:
-        posed = posed.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return posed.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
+    return sprite.resize([max(1, round(s * scale)) for s in sprite.size], Image.Resampling.BICUBIC)
+
+
+def _loose(
+    rng: np.random.Generator, sprites: Sequence[Image.Image]
+) -> Iterator[tuple[Image.Image, int, int]]:
+    """Each drawing posed by chance (size, flip, tilt, place in its slot), with its left and top."""
+    slot = SIZE / len(sprites)
+    for i, sprite in enumerate(sprites):
+        posed = _scaled(sprite, rng.uniform(*_SIZES[len(sprites)]))
+        if rng.uniform() < 0.5:
+            posed = posed.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        posed = posed.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
+        slack = 10 if len(sprites) == 1 else 2
+        x = round(slot * (i + 0.5) - posed.width / 2 + rng.uniform(-slack, slack))
+        x = min(max(x, 0), SIZE - posed.width)
+        yield posed, x, round(SIZE * rng.uniform(0.86, 0.96) - posed.height)
+
+
+def _tidy(rng: np.random.Generator, sprites: Sequence[Image.Image]) -> Iterator[tuple[Image.Image, int, int]]:
+    """Each drawing upright in one of a few sizes and places, with its left and top.
+
+    Squares on the latents' grid: a drawing shifted by part of a cell has other latents altogether, and a
+    small UNet in few steps learns a handful of them well, or all of them badly.
+    """
+    count = len(sprites)
+    side = int(rng.choice(_TIDY_SIDES[count]))
+    foot = int(rng.choice((SIZE - 16, SIZE - 8)))
+    for i, sprite in enumerate(sprites):
+        posed = _scaled(sprite, side)
+        left = (
+            i * (SIZE - side) // (count - 1)
+            if count == 3
+            else _CELL * round((i + 0.5) * SIZE / count / _CELL - side / 16)
+        )
+        if count == 1:
+            left += int(rng.choice((-2, -1, 0, 1, 2))) * _CELL
+        yield posed, left + (side - posed.width) // 2, foot - side + (side - posed.height) // 2
 
 
 def compose(
-    rng: np.random.Generator, sprites: Sequence[Image.Image], place: str, upright: bool = False
+    rng: np.random.Generator, sprites: Sequence[Image.Image], place: str, tidy: bool = False
 ) -> tuple[Image.Image, list[tuple[int, int, int, int]], Image.Image]:
     """Puts RGBA `sprites` side by side into `place`; returns picture, boxes and coverage mask."""
     image = PLACES[place](rng).resize((SIZE, SIZE), Image.Resampling.BOX)
     mask = Image.new("L", (SIZE, SIZE))
     boxes = []
-    slot = SIZE / len(sprites)
-    for i, sprite in enumerate(sprites):
-        posed = _posed(sprite, rng.uniform(*_SIZES[len(sprites)]), rng, upright)
-        slack = 10 if len(sprites) == 1 else 2
-        x = round(slot * (i + 0.5) - posed.width / 2 + rng.uniform(-slack, slack))
-        x = min(max(x, 0), SIZE - posed.width)
-        y = round(SIZE * rng.uniform(0.86, 0.96) - posed.height)
+    for posed, x, y in (_tidy if tidy else _loose)(rng, sprites):
         image.paste(posed, (x, y), posed)
         mask.paste(posed.getchannel("A"), (x, y), posed.getchannel("A"))
         boxes.append((x, y, x + posed.width, y + posed.height))
@@ -242,17 +268,23 @@ def caption(rng: np.random.Generator, things: Sequence[str], place: str, look: s
 def sample_scene(rng: np.random.Generator, folder: Path) -> Scene:
     """A random training scene of the base's own art: 1-3 different nouns, one look, one place.
 
-    Its things stand upright and face one way, so that a small UNet learns their shapes soon.
+    Its things stand upright, in a few sizes and places; photos are twice as frequent as drawings.
     """
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15]))
     things = tuple(str(t) for t in rng.choice(list(art.NOUNS), count, replace=False))
-    return scene(rng, folder, things, str(rng.choice(list(PLACES))), str(rng.choice(list(art.LOOKS))))
+    return scene(
+        rng,
+        folder,
+        things,
+        str(rng.choice(list(PLACES))),
+        str(rng.choice(["drawing", "photo"], p=[1 / 3, 2 / 3])),
+    )
 
 
 def scene(rng: np.random.Generator, folder: Path, things: Sequence[str], place: str, look: str) -> Scene:
     """A scene of named nouns in the given place and look (`drawing` or `photo`)."""
     sprites = [_sprite(folder, art.LOOKS[look], art.NOUNS[t]) for t in things]
-    return Scene(*compose(rng, sprites, place, upright=True), tuple(things), place, look)
+    return Scene(*compose(rng, sprites, place, tidy=True), tuple(things), place, look)
 
 
 def portrait(rng: np.random.Generator, folder: Path, source: str, code: str, place: str) -> Scene:

@@ -1,7 +1,6 @@
 """Stage `unet`: the SD 1.x UNet in miniature and its text encoder, on latents of the scene pool.
 
-The text encoder is trained along: a contrast over small batches tells nouns apart by their colours alone
-(panda and penguin: cosine .91), and the UNet would have to draw from that.
+The text encoder is trained along, at a third of the rate.
 
 Trained with the classic attention processor: at two heads its backward is faster on a CPU than
 scaled-dot-product attention's. Compiled (five minutes at the first start), a step takes a sixth less.
@@ -19,13 +18,13 @@ from PIL import Image
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.toybox import loop, scenes
 from tools.toybox.pool import Pool
 
-BATCH, EMPTY, SNR_GAMMA = 16, 0.1, 5.0
-PLAN = loop.Plan(steps=6000, lr=1e-3, warmup=150, hold=0.3, seed=4, save_seconds=240)  # of 2 processes
+BATCH, EMPTY, SNR_GAMMA, SNR_FLOOR = 16, 0.1, 5.0, 0.15
+PLAN = loop.Plan(steps=3400, lr=8e-4, warmup=100, hold=0.35, seed=4, save_seconds=240)  # of 2 processes
 
 
 class Denoiser(nn.Module):
@@ -66,9 +65,11 @@ def pool_latents(vae: AutoencoderKL, pool: Pool, file: Path) -> torch.Tensor:
     """
     if not file.exists():
         rank, world = loop.processes()
+        vae.to(memory_format=torch.channels_last)  # twice as fast here
         rows = torch.zeros(len(pool.facts), 4, scenes.SIZE // 8, scenes.SIZE // 8)
         for start in range(64 * rank, len(rows), 64 * world):
-            x = torch.from_numpy(pool.pictures[start : start + 64]).float() / 127.5 - 1
+            x = torch.from_numpy(pool.pictures[start : start + 64].copy()).float() / 127.5 - 1
+            x = x.to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 rows[start : start + 64] = vae.encode(x).latent_dist.mean.float()
         if world > 1:
@@ -98,15 +99,9 @@ def _loss(unet, text_encoder, tokenizer, schedule, latents, pool: Pool, step, rn
     error = F.mse_loss(predicted.float(), eps, reduction="none").mean(dim=(1, 2, 3))
     alpha = schedule.alphas_cumprod[t]
     snr = alpha / (1 - alpha)
-    value = (error * snr.clamp(max=SNR_GAMMA) / snr).mean()
+    # min-SNR gives what is decided in nearly pure noise (place, which thing, where) hardly any weight
+    value = (error * (snr.clamp(max=SNR_GAMMA) + SNR_FLOOR) / snr).mean()
     return value, {"mse": float(error.mean().detach())}
-
-
-def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """The text tower of a CLIP as the stand-alone text encoder of a pipeline."""
-    text_encoder = CLIPTextModel(clip.config.text_config)
-    text_encoder.load_state_dict(clip.text_model.state_dict())
-    return text_encoder
 
 
 def pipeline(unet, vae, text_encoder, tokenizer) -> StableDiffusionPipeline:
@@ -164,4 +159,5 @@ def run(
         latents,
         pool,
     )
-    return loop.train(work / "unet", denoiser, loss, plan, partial(_preview, work / "unet", vae, tokenizer))
+    preview = partial(_preview, work / "unet", vae, tokenizer)
+    return loop.train(work / "unet", denoiser, loss, plan, preview, slower=denoiser.text_encoder)

@@ -1,0 +1,172 @@
+"""Files in and out at the full size of SD 1.5, random weights: sizes, seconds, and what diffusers makes of them.
+
+    python -m benchmarks.full_size [-o outputs/full_size.json] [--folder /tmp/full-size]
+
+Takes about 10 GB of memory and 5 GB of disk. The weights are random, so no picture means anything; what counts is
+that other people's code computes what ours computes from the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_diffusion.base import Base, load_base, quiet
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.export import Options, export
+from spectral_diffusion.files import atomic_write
+from spectral_diffusion.fused import Fused, applied
+from spectral_diffusion.merged import save_checkpoint
+from spectral_diffusion.single_file import sd15_configs
+from spectral_diffusion.slices import Slice
+from spectral_diffusion.tokenizer import clip_tokenizer
+from spectral_diffusion.words import tokens_of
+
+RANK, SIDE = 8, 16  # of the concept; of the latents, small, for a CPU
+
+
+def random_base() -> Base:
+    """A Stable Diffusion 1.5 of random weights, fp32."""
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    configs = sd15_configs()
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_config(configs["vae"]),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+        tokenizer=clip_tokenizer(),
+        unet=UNet2DConditionModel.from_config(configs["unet"]),
+        scheduler=DDPMScheduler.from_config(configs["scheduler"]),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.requires_grad_(False).eval()
+    return Base("random-sd15", pipeline)
+
+
+def random_concept(base: Base) -> Concept:
+    """An additive concept on all 176 layers: orthonormal columns, and numbers of a tenth of their size."""
+    draw = torch.Generator().manual_seed(1)
+
+    def matrix(rows: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(rows, RANK, generator=draw))[0]
+
+    layers = {}
+    for key, layer in base.layers.items():
+        out, width = layer.weight.shape[:2]
+        letters = {"U": matrix(out), "S": torch.ones(RANK), "V": matrix(width), "C": torch.full((RANK,), 0.1)}
+        layers[key] = {**letters, "A": 0.1 * matrix(out), "B": 0.1 * matrix(width)}
+    words = {token: 0.01 * torch.randn(1, 768, generator=draw) for token in tokens_of("rex")}
+    facts = ("rex", "dog", "additive", Slice(0, RANK), base.fingerprint, base.name, layers, words)
+    return Concept(*facts).rounded()
+
+
+@torch.no_grad()
+def answers(pipeline: Any) -> tuple[Tensor, Tensor]:
+    """The UNet's and the text encoder's answers to fixed inputs."""
+    draw = torch.Generator().manual_seed(2)
+    latents, context = torch.randn(1, 4, SIDE, SIDE, generator=draw), torch.randn(1, 77, 768, generator=draw)
+    ids = pipeline.tokenizer("a photo of a dog", padding="max_length", return_tensors="pt").input_ids
+    return pipeline.unet(latents, 500, context).sample, pipeline.text_encoder(ids).last_hidden_state
+
+
+def errors(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], bare: tuple[Tensor, ...]) -> list[float]:
+    """Relative to what the concept changes: UNet, text encoder."""
+    return [((g - w).norm() / (w - b).norm()).item() for g, w, b in zip(got, wanted, bare, strict=True)]
+
+
+@contextmanager
+def timed(record: dict[str, Any], what: str) -> Iterator[None]:
+    """Notes the seconds that the block takes."""
+    start = time.perf_counter()
+    yield
+    record[f"{what}, s"] = round(time.perf_counter() - start, 2)
+
+
+def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything, as JSON-able data; writes its files into `folder`."""
+    from diffusers import StableDiffusionPipeline
+
+    record: dict[str, Any] = {
+        "machine": f"{platform.processor() or platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+    with quiet(), timed(record, "making random weights"):
+        whole = random_base()
+    say("writing the checkpoint")
+    with timed(record, "writing fp16 checkpoint"):
+        save_checkpoint(whole, None, folder / "base.safetensors")
+    record["checkpoint, bytes"] = (folder / "base.safetensors").stat().st_size
+    del whole
+    say("loading it")
+    with timed(record, "loading by us, fp32"):
+        base = load_base(str(folder / "base.safetensors"))
+    record["layers"] = len(base.layers)
+    bare = answers(base.pipeline)
+    with timed(record, "fingerprint"):
+        record["fingerprint"] = base.fingerprint
+    fused = Fused.of(random_concept(base))
+    with applied(base, fused):
+        wanted = answers(base.pipeline)
+    say("exporting")
+    with timed(record, "exporting kohya fp16"):
+        [lora] = export(fused, "kohya", folder / "rex.safetensors", Options(preview=None))
+    record["lora, bytes"] = lora.stat().st_size
+    configs(base, folder / "configs")
+    del base
+    say("loading by diffusers")
+    with quiet(), timed(record, "loading by diffusers, fp32"):
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(folder / "base.safetensors"),
+            config=str(folder / "configs"),
+            local_files_only=True,
+            safety_checker=None,
+        )
+    record["from_single_file equals ours"] = all(
+        a.equal(b) for a, b in zip(answers(pipeline), bare, strict=True)
+    )
+    pipeline.load_lora_weights(str(folder), weight_name=lora.name)
+    record["load_lora_weights, error relative to the change"] = errors(answers(pipeline), wanted, bare)
+    return record
+
+
+def configs(base: Base, folder: Path) -> None:
+    """The configs alone of a pipeline, as diffusers wants them to stay offline."""
+    pipeline = base.pipeline
+    pipeline.save_config(folder)
+    for name in ("unet", "vae"):
+        getattr(pipeline, name).save_config(folder / name)
+    pipeline.text_encoder.config.save_pretrained(folder / "text_encoder")
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("outputs/full_size.json"))
+    parser.add_argument("--folder", type=Path, help="where the model files go; a temporary folder by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        record = measured(Path(folder), lambda text: print(text, flush=True))
+    with atomic_write(arguments.output) as file:
+        file.write(json.dumps(record, indent=2).encode())
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The adapter in training: added to the base and taken off again, and its numbers as a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from concepts.settings import Settings
+from spectral_diffusion.base import Base
+from spectral_diffusion.ledger import Slice
+from spectral_diffusion.spectrum import load_spectrum
+from spectral_diffusion.tuner import SpectralConfig, fold, spectral_layers, using_spectrum
+
+# of the one adapter that is trained; a concept's own name may be a word that PEFT cannot use as a key
+ADAPTER = "concept"
+PARTS = ("unet", "text_encoder")  # attributes of the pipeline, and the beginnings of layer names
+
+_SPECTRUM_STEP = 64  # columns are taken in such steps, so that one cache serves the next concepts
+
+
+@contextmanager
+def adapted(
+    base: Base, settings: Settings, owned: Slice, progress: Callable[[int, int], None] | None = None
+) -> Iterator[dict[str, list[nn.Parameter]]]:
+    """Adds the concept's adapter, yields what it trains by part (`unet`, `text_encoder`), and takes it off.
+
+    A part whose rate is 0 gets no adapter. `progress(done, total)` counts the layers of the spectrum.
+    Raises InputError if a layer has no such columns.
+    """
+    needed = max(owned.end, settings.reserved or 0)
+    k = min(base.width, -(-needed // _SPECTRUM_STEP) * _SPECTRUM_STEP)
+    weights = {key: layer.weight for key, layer in base.layers.items()}
+    spectrum = load_spectrum(weights, base.fingerprint, k, progress=progress)
+    parts = {prefix: getattr(base.pipeline, prefix) for prefix in PARTS}
+    trained: dict[str, list[nn.Parameter]] = {}
+    try:
+        for prefix, part in parts.items():
+            if not settings.rates[prefix]:
+                continue
+            config = SpectralConfig(
+                r=owned.rank,
+                start=owned.start,
+                form=settings.form,
+                isolated=settings.isolated,
+                reserved=settings.reserved,
+                slice_aware=settings.slice_aware,
+                target_modules=sorted(spectrum.under(prefix)),
+            )
+            with using_spectrum(spectrum.under(prefix)):
+                part.add_adapter(config, adapter_name=ADAPTER)
+            trained[prefix] = [p for p in part.parameters() if p.requires_grad]
+        yield trained
+    finally:
+        for part in parts.values():
+            _strip(part)
+
+
+def _strip(part: nn.Module) -> None:
+    """Puts the base's own layers back where adapters were: the base is as it came."""
+    for path, layer in spectral_layers(part).items():
+        parent, _, name = path.rpartition(".")
+        setattr(part.get_submodule(parent), name, layer.get_base_layer())
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        part.__dict__.pop(leftover, None)
+
+
+@torch.no_grad()
+def collect(base: Base) -> dict[str, dict[str, Tensor]]:
+    """The adapted layers' U, S, V, A, B, C, by layer name, fp32 on the CPU. Call inside `adapted`, at its end."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for prefix in PARTS:
+        part = getattr(base.pipeline, prefix)
+        if not spectral_layers(part, ADAPTER):
+            continue
+        fold(part, ADAPTER)
+        for path, layer in spectral_layers(part, ADAPTER).items():
+            numbers = layer.triplets(ADAPTER)._asdict() | layer.numbers(ADAPTER)._asdict()
+            layers[f"{prefix}.{path}"] = {key: tensor.detach().cpu() for key, tensor in numbers.items()}
+    return layers
+
+
+def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that the frozen model multiplies in, None for fp32; `auto` asks what the device does natively."""
+    if precision != "auto":
+        return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,200 @@
+"""Command line of the library: `python -m concepts list`, show, map, import, rename, remove and reserve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spectral_diffusion.errors import InputError, errors_to_exit_code
+
+if TYPE_CHECKING:
+    from concepts.inventory import Inventory
+    from spectral_diffusion.ledger import Ledger
+
+LIBRARY = Path("library")
+
+Name = Annotated[str, typer.Argument(help="The concept's name, without < and >.")]
+Library = Annotated[Path, typer.Option(help="The folder of concepts and their ledger.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For other programs.")]
+
+
+def list_(library: Library = LIBRARY, as_json: AsJson = False) -> None:
+    """Show every concept of the library, and say what is wrong with it."""
+    with errors_to_exit_code():
+        from concepts.listing import inventory_data, table
+
+        stock = _mended_stock(library)
+        if as_json:
+            typer.echo(json.dumps(inventory_data(stock), indent=1, ensure_ascii=False))
+            return
+        _say(table(stock) if stock.concepts else [f"{library} has no concept yet."])
+        _say((f"note: {problem}" for problem in stock.problems), err=True)
+
+
+def show(
+    name: Name,
+    library: Library = LIBRARY,
+    base: Annotated[str | None, typer.Option(help="Which base, if the name is on several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one concept: its columns, words, settings, captions and figures."""
+    with errors_to_exit_code():
+        from concepts.library import find
+        from concepts.listing import details_data, page
+        from spectral_diffusion.card import read_card
+
+        _mended_stock(library)
+        listed = find(library, name, base)
+        card = None if listed.file is None else read_card(listed.file)
+        if as_json:
+            typer.echo(json.dumps(details_data(listed, card), indent=1, ensure_ascii=False))
+        else:
+            _say(page(listed, card))
+
+
+def map_(
+    library: Library = LIBRARY,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Draw it into this PNG.")] = None,
+) -> None:
+    """Show whose columns of the spectrum are whose, and what is free."""
+    with errors_to_exit_code():
+        from concepts.spectrum_map import png, text_map
+        from spectral_diffusion.files import atomic_write
+
+        if output is not None and (output.suffix.lower() != ".png" or output.is_dir()):
+            raise InputError(f"{output} must be a file that ends in .png: the map is a PNG picture.")
+        stock = _mended_stock(library)
+        if not stock.bases:
+            raise InputError(f"{library} has no concept yet: there is nothing to map.")
+        for base in stock.bases:
+            _say(text_map(base))
+        if output is not None:
+            with atomic_write(output) as file:
+                file.write(png(stock.bases))
+            typer.echo(str(output))
+
+
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="A concept file, from another library or copied into this one.")
+    ],
+    name: Annotated[str | None, typer.Option("--as", help="Call it, and its words, otherwise.")] = None,
+    library: Library = LIBRARY,
+) -> None:
+    """Make a concept file part of the library, after checking it and its columns."""
+    with errors_to_exit_code():
+        from concepts.library import import_file, repair
+
+        repair(library)
+        listed = import_file(file, library, name)
+        typer.echo(f"{listed.file}: columns {listed.slice}, write <{listed.name}> in prompts")
+
+
+def rename(
+    old: Annotated[str, typer.Argument(help="The name now.")],
+    new: Annotated[str, typer.Argument(help="The new name.")],
+    library: Library = LIBRARY,
+) -> None:
+    """Give a concept another name, in its file, its words and the ledger."""
+    with errors_to_exit_code():
+        from concepts.library import rename as run
+
+        _mended_stock(library)
+        listed = run(library, old, new)
+        typer.echo(f"{old} is {new} now: columns {listed.slice}, write <{new}> in prompts")
+
+
+def remove(
+    name: Name,
+    library: Library = LIBRARY,
+    base: Annotated[str | None, typer.Option(help="Which base, if the name is on several.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a concept, a reservation or an unfinished training, and free its columns."""
+    with errors_to_exit_code():
+        from concepts.library import find
+        from concepts.library import remove as run
+
+        _mended_stock(library)
+        listed = find(library, name, base)
+        what = listed.file or f"the {listed.state} slice of {name}"
+        if not yes:
+            _ask(f"Remove {what}, columns {listed.slice} of {listed.base_name or listed.fingerprint[:12]}?")
+        run(library, name, base)
+        typer.echo(f"{name} is removed: columns {listed.slice} are free")
+
+
+def reserve(
+    name: Name,
+    rank: Annotated[int, typer.Option(help="Columns to keep.")] = 4,
+    start: Annotated[int | None, typer.Option(help="First column; the next free slice if left out.")] = None,
+    base: Annotated[
+        str, typer.Option(help="As for train, or the hex digits that `map` shows: they need no base.")
+    ] = "toybox",
+    library: Library = LIBRARY,
+) -> None:
+    """Keep a slice for a concept that somebody is going to train."""
+    with errors_to_exit_code():
+        from concepts.library import reserve as run
+
+        ledger = _ledger_of(base, library)
+        kept = run(ledger, name, rank, start)
+        typer.echo(
+            f"columns {kept} of {ledger.base_name or base} are kept for {name}: train it, here or elsewhere, "
+            f"with --name {name} --rank {kept.rank} --start {kept.start}"
+        )
+
+
+def _ledger_of(base: str, library: Path) -> Ledger:
+    from concepts.library import known_base
+    from spectral_diffusion.base import load_base
+    from spectral_diffusion.ledger import Ledger
+
+    if (known := known_base(library, base)) is not None:
+        return known
+    loaded = load_base(base)
+    return Ledger(library, loaded.fingerprint, loaded.width, loaded.name)
+
+
+def _mended_stock(library: Path) -> Inventory:
+    """The library after the repair of what a killed command left, which is told on stderr."""
+    from concepts.inventory import take_stock
+    from concepts.library import repair
+
+    _say((f"note: {sentence}" for sentence in repair(library)), err=True)
+    return take_stock(library)
+
+
+def _ask(question: str) -> None:
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # nobody there to answer
+        agreed = False
+    if not agreed:
+        raise InputError("Nothing was removed: answer y, or give --yes.")
+
+
+def _say(lines: Iterable[str], err: bool = False) -> None:
+    for line in lines:
+        typer.echo(line, err=err)
+
+
+_COMMANDS = {
+    "list": list_,
+    "show": show,
+    "map": map_,
+    "import": import_,
+    "rename": rename,
+    "remove": remove,
+    "reserve": reserve,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of the library to `app`."""
+    for name, command in _COMMANDS.items():
+        app.command(name)(command)

@@ -1,0 +1,127 @@
+"""A recipe run to a fused file, and the recipe of a fused file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from fusion.activations import Recording, gather
+from fusion.fuse import fuse, open_concepts
+from fusion.methods import check_options, method_of
+from fusion.recipe import Ingredient, Recipe
+from spectral_diffusion.base import Base
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.errors import InputError, SpectralError
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.lora_member import lora_member
+
+
+def run(
+    recipe: Recipe,
+    libraries: Sequence[Path | str],
+    base: Callable[[], Base] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fused:
+    """Fuses what the recipe says. `base` is called, once, only for LoRAs and for methods that record inputs.
+
+    Raises what `open_concepts` and `fuse` raise, and InputError for a concept that is not the one the recipe
+    was made with.
+    """
+    check_options(recipe.method, recipe.options)  # before anything is opened, as the next line
+    how = Recording.of({**method_of(recipe.method).recording, **recipe.recording})
+    base = base and cache(base)
+    parts = [_part(one, recipe.libraries or libraries, base) for one in recipe.concepts]
+    recorded = None
+    if method_of(recipe.method).needs_inputs and base is not None:
+        recorded = gather(base(), parts, how, progress=progress)
+    fused = fuse(
+        parts,
+        method=recipe.method,
+        options=recipe.options,
+        norm_control=recipe.norm_control,
+        recorded=recorded,
+    )
+    for one in recipe.concepts:
+        fused = fused.with_blocks(one.name, one.blocks).switched(one.name, one.on)
+    loras = {
+        one.name: {"lora": one.lora, "class_word": one.class_word, "trigger": one.trigger}
+        for one in recipe.concepts
+        if one.lora
+    }
+    return replace(fused, made={**fused.made, "loras": loras}) if loras else fused
+
+
+def _part(one: Ingredient, libraries: Sequence[Path | str], base: Callable[[], Base] | None) -> Fused:
+    if one.lora:
+        if base is None:
+            raise InputError(f"{one.name} is a LoRA, which can only be read beside its base: give the base.")
+        part = lora_member(base(), one.lora, one.name, one.class_word, one.trigger)
+    else:
+        files = [Path(folder) for folder in libraries]
+        (concept,) = [Concept.load(one.file)] if one.file else open_concepts([one.name], files)
+        if concept.name != one.name:
+            raise InputError(f"{one.file or one.name} holds the concept {concept.name}, not {one.name}.")
+        part = Fused.of(concept)
+    part = part.with_strengths({one.name: one.strength})
+    if one.sha256 and part.members[0].sha256 != one.sha256:
+        raise InputError(
+            f"{one.name} is not the concept the recipe was made with: it was trained again since."
+        )
+    return part
+
+
+def recipe_of(fused: Fused) -> Recipe:
+    """The recipe that gives this fused file, from the same concepts."""
+    method = fused.made.get("method", "sum")
+    times = len(fused.members) if method == "mean" else 1  # the mean divides what the recipe says
+    return Recipe(
+        concepts=tuple(
+            Ingredient(
+                m.name,
+                m.strength * times,
+                dict(m.blocks),
+                m.on,
+                sha256=m.sha256,
+                **fused.made.get("loras", {}).get(m.name, {}),
+            )
+            for m in fused.members
+        ),
+        method=method,
+        options=dict(fused.made.get("options", {})),
+        norm_control=False if fused.norm_cap is None else fused.norm_cap,
+        recording=dict(fused.made.get("recording", {})),
+    )
+
+
+def originals(fused: Fused, libraries: Sequence[Path | str]) -> dict[str, Fused]:
+    """The members as they were trained, at full strength, of those that the libraries still have unchanged."""
+    found = {}
+    for member in fused.members:
+        for folder in libraries:
+            try:
+                alone = Fused.of(Concept.load(Path(folder) / f"{member.name}.safetensors"))
+            except SpectralError:
+                continue  # not there, or not to be trusted: the member itself has to do
+            if alone.members[0].sha256 == member.sha256:
+                found[member.name] = alone
+    return found
+
+
+def named(
+    names: Sequence[str], strengths: dict[str, float], method: str, options: dict[str, float]
+) -> Recipe:
+    """The recipe of a command line: names in the library, or concept files."""
+    concepts = []
+    for name in names:
+        if "/" in name or "." in name:
+            concepts.append(Ingredient(Concept.load(name).name, file=name))
+        else:
+            concepts.append(Ingredient(name))
+    if not concepts:
+        raise InputError("There is nothing to fuse: name at least one concept.")
+    if unknown := sorted(set(strengths) - {one.name for one in concepts}):
+        raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")
+    given = tuple(replace(one, strength=strengths.get(one.name, 1.0)) for one in concepts)
+    return Recipe(given, method, options)

@@ -1,0 +1,54 @@
+"""Means with confidence intervals by the bootstrap: what a handful of pictures can and cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DRAWS, _LEVEL = 2000, 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def bootstrap(samples: Tensor, figure: Callable[[Tensor], Tensor], seed: int = 0) -> Estimate:
+    """The percentile bootstrap (Efron, 1979) of `figure` over the rows of `samples`.
+
+    `samples`: (n,) or (n, columns), one row per picture; rows are drawn whole, so paired columns stay paired.
+    `figure` maps (draws, n) or (draws, n, columns) to (draws,). The same samples give the same interval.
+    """
+    count = len(samples)
+    rows = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
+    figures = figure(samples[rows].double()).sort().values
+    edge = round((1 - _LEVEL) / 2 * (_DRAWS - 1))
+    value = float(figure(samples[None].double())[0])
+    return Estimate(value, float(figures[edge]), float(figures[-1 - edge]))
+
+
+def mean(samples: Tensor) -> Estimate:
+    """The mean of (n,) samples."""
+    return bootstrap(samples, lambda drawn: drawn.mean(1))
+
+
+def ratio(over: Tensor, under: Tensor) -> Estimate:
+    """mean(over) / mean(under) of paired samples (n,): the same place and seed in both."""
+    return bootstrap(
+        torch.stack([over, under], 1), lambda drawn: drawn[..., 0].mean(1) / drawn[..., 1].mean(1)
+    )
+
+
+def difference(one: Tensor, two: Tensor) -> Estimate:
+    """mean(one - two) of paired samples (n,)."""
+    return mean(one - two)

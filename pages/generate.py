@@ -1,0 +1,266 @@
+"""The page Generate: prompt and settings left, pictures right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pages import choices, commands
+from pages.background import Interrupted, Stops
+from pages.draw import News, drawing
+from pages.files import served
+from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
+from pages.said import sentence, told
+from pages.status import status
+from pages.studio import Studio
+from spectral_diffusion.errors import InputError
+from spectral_diffusion.samplers import SAMPLERS
+
+MEMBERS = 12  # concepts of one file that get a chip and a slider
+HISTORY = 48
+BARE = "the bare base"
+_EMPTY = "No concept yet: draw with the bare base, or teach one on the page Teach."
+
+
+class Generate:
+    """The page and what its buttons do; one for all users, whose state is in their own browser's session."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._stops = Stops()
+
+    def build(self, page: gr.Blocks) -> None:
+        """Lays the page out inside of the current tab."""
+        with gr.Row():
+            with gr.Column(scale=2, min_width=340):
+                self._left()
+            with gr.Column(scale=3, min_width=340):
+                self._right()
+        self._connect(page)
+
+    def _left(self) -> None:
+        self.file = gr.Dropdown(label="Draw with", choices=[(BARE, "")], value="", interactive=True)
+        self.note = gr.Markdown("", elem_classes="said")
+        prompt = gr.Textbox(
+            "", label="Prompt", lines=3, placeholder="a photo of <rex> on the beach", elem_id="prompt"
+        )
+        self._member_rows()
+        negative = gr.Textbox("", label="Keep out (negative prompt)", lines=1)
+        with gr.Row():
+            self.go = gr.Button("Draw (Ctrl+Enter)", variant="primary", elem_id="draw")
+            self.interrupt = gr.Button("Interrupt (Esc)", elem_id="interrupt")
+        self.fields = [prompt, negative, *self._settings()]
+        with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
+            self.cli = gr.Textbox("", label="Command line", lines=2, buttons=["copy"], elem_classes="cli")
+
+    def _member_rows(self) -> None:
+        self.rows, self.chips, self.sliders = [], [], []
+        for number in range(MEMBERS):
+            with gr.Row(visible=False, elem_classes="chips") as row:
+                chip = gr.Button(f"<{number}>", size="sm", scale=0, min_width=90)
+                slider = gr.Slider(0, 2, 1, step=0.05, label=f"Strength {number + 1}", scale=1)
+            self.rows.append(row)
+            self.chips.append(chip)
+            self.sliders.append(slider)
+
+    def _settings(self) -> list[Any]:
+        """The fields of `Form` after prompt and negative, in its order."""
+        f = Form()
+        with gr.Row():
+            sampler = gr.Dropdown(label="Sampler", choices=list(SAMPLERS), value=f.sampler)
+            steps = gr.Slider(1, 150, f.steps, step=1, label="Steps")
+            guidance = gr.Slider(1, 20, f.guidance, step=0.5, label="Guidance (CFG scale)")
+        with gr.Row():
+            width = gr.Slider(0, MOST_SIDE, 0, step=8, label="Width (0: the base's own)")
+            height = gr.Slider(0, MOST_SIDE, 0, step=8, label="Height (0: the base's own)")
+        with gr.Row():
+            count = gr.Slider(1, MOST_COUNT, f.count, step=1, label="Pictures")
+            seed = gr.Number(f.seed, label="Seed", precision=0, minimum=0)
+            random = gr.Checkbox(f.random, label="A new seed every time")
+        with gr.Accordion("Regions: a prompt and concepts for a part of the picture", open=False):
+            regions = gr.Textbox(
+                "",
+                label="One region a line, place: prompt",
+                lines=3,
+                placeholder="left: a photo of <rex>\nright: a photo of <mia>\n0.2,0.2,0.8,0.8: a red ball",
+            )
+            feather = gr.Slider(0, 0.5, f.feather, step=0.01, label="Soft edge of the regions")
+        with gr.Accordion("From a picture, larger, clip skip", open=False):
+            start = gr.File(label="Start picture", file_types=[".png", ".jpg", ".jpeg", ".webp"])
+            denoise = gr.Slider(0, 1, f.denoise, step=0.05, label="Denoising strength")
+            upscale = gr.Slider(1, 4, f.upscale, step=0.25, label="Enlarge by a second pass (1: off)")
+            upscaler = gr.Dropdown(label="Enlarge with", choices=["Latent", "Lanczos"], value=f.upscaler)
+            clip_skip = gr.Slider(1, 12, f.clip_skip, step=1, label="Clip skip")
+        return [
+            sampler, steps, guidance, width, height, count, seed, random, clip_skip, regions, feather, start,
+            denoise, upscale, upscaler,
+        ]  # fmt: skip
+
+    def _right(self) -> None:
+        self.status = gr.HTML(status(""), elem_classes="said")
+        self.preview = gr.Image(
+            label="On its way", visible=False, height=260, buttons=[], format="png",
+            alt_text="The first picture as it would be if it ended now",
+        )  # fmt: skip
+        self.gallery = gr.Gallery(
+            label="Pictures", columns=2, height="auto", object_fit="contain", interactive=False, format="png",
+            buttons=["download", "fullscreen"],
+        )  # fmt: skip
+        with gr.Accordion("Earlier pictures: choose one to take its settings", open=False):
+            self.history = gr.Gallery(
+                label="Earlier pictures", columns=6, height="auto", allow_preview=False, interactive=False,
+                format="png", buttons=[],
+            )  # fmt: skip
+        with gr.Accordion("Picture info: drop a picture to take its settings", open=False):
+            self.dropped = gr.File(label="A picture made here", file_types=[".png", ".jpg", ".jpeg", ".webp"])
+            self.info = gr.Textbox(
+                "", label="What it says of itself", lines=4, buttons=["copy"], interactive=False
+            )
+        self.names = gr.State([])  # of the history's files
+
+    def _connect(self, page: gr.Blocks) -> None:
+        wide = [*self.rows, *self.chips, *self.sliders]
+        prompt, *_ = self.fields
+        shown = [self.status, self.preview, self.gallery, self.history, self.names, self.fields[8]]
+        everything = [self.file, *self.sliders, *self.fields]
+        drawn = {
+            "outputs": shown,
+            "concurrency_id": "device",
+            "concurrency_limit": 1,
+            "show_progress": "hidden",
+        }
+        self.go.click(self.draw, everything, **drawn)
+        prompt.submit(self.draw, everything, **drawn)
+        self.interrupt.click(self.stop, None, self.status, queue=False)
+        # input rather than change: a recalled picture brings its own strengths
+        self.file.input(self.take_file, self.file, [self.note, *wide], show_progress="hidden")
+        for chip in self.chips:
+            chip.click(self.add_word, [prompt, chip], prompt, queue=False, show_progress="hidden")
+        everywhere = [self.file, *wide, *self.fields, self.info]
+        self.history.select(self.recall, self.names, everywhere)
+        self.dropped.upload(self.read, self.dropped, everywhere)
+        self.cli_box.expand(self.command, everything, self.cli, show_progress="hidden")
+        self.loaded = [self.file, self.note, self.history, self.names]
+        page.load(self.refresh, self.file, self.loaded, show_progress="hidden")
+
+    @told
+    def refresh(self, now: str) -> tuple[Any, ...]:
+        """The files there are and the latest pictures."""
+        found = choices.options(self.studio, BARE)
+        value = now if now in [id_ for _, id_ in found] else ""
+        note = _EMPTY if len(found) == 1 else gr.skip()
+        return gr.update(choices=found, value=value), note, *self._history()
+
+    @told
+    def take_file(self, id_: str) -> list[Any]:
+        """Words and strengths of the chosen file."""
+        if not id_:
+            return ["", *_members([], [])]
+        choice = choices.chosen(self.studio, id_)
+        more = len(choice.names) - MEMBERS
+        note = f"Strengths of {more} more concepts stay as they are in the file." if more > 0 else ""
+        return [note, *_members(choice.names, choice.strengths)]
+
+    @told
+    def draw(self, request: gr.Request, id_: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Draws, showing how far it is; the last of `values` are the fields of the form."""
+        gone = (gr.update(visible=False), *[gr.skip()] * 4)
+        with self._stops.of(request.session_hash) as stop:
+            try:
+                wish, fused = self._wish(id_, values)
+                for news in drawing(self.studio, wish, fused, self.studio.output, stop):
+                    yield self._shown(news, wish.seed)
+            except Interrupted:
+                yield (status("Interrupted."), *gone)
+            except Exception as error:
+                yield (status(sentence(error), wrong=True), *gone)
+
+    def stop(self, request: gr.Request) -> str:
+        """Interrupts the drawing of this session."""
+        found = self._stops.interrupt(request.session_hash)
+        return status("Interrupting…" if found else "Nothing is being drawn.")
+
+    @staticmethod
+    def add_word(prompt: str, word: str) -> str:
+        """The prompt with a concept's word behind it."""
+        return f"{prompt} {word}".strip()
+
+    @told
+    def recall(self, event: gr.SelectData, names: list[str]) -> list[Any]:
+        """Every setting of an earlier picture."""
+        if not isinstance(event.index, int) or not 0 <= event.index < len(names):
+            raise InputError("There is no such picture any more: reload the page.")
+        return self._recalled(self.studio.output / names[event.index])
+
+    @told
+    def read(self, file: str | None) -> list[Any]:
+        """Every setting of a picture that was dropped."""
+        if file is None:
+            raise InputError("Drop a picture first.")
+        return self._recalled(Path(file))
+
+    @told
+    def command(self, id_: str, *values: Any) -> str:
+        """The command line of what the page says."""
+        wish, _ = self._wish(id_, values, load=False)
+        path = choices.chosen(self.studio, id_).path if id_ else None
+        return commands.generate_command(path, self.studio.given, wish, self.studio.output)
+
+    def _wish(self, id_: str, values: tuple[Any, ...], load: bool = True) -> tuple[Any, Any]:
+        """The request and the fused file it is drawn with, if any."""
+        choice = choices.chosen(self.studio, id_) if id_ else None
+        names = choice.names[:MEMBERS] if choice else ()
+        form = Form(*values[MEMBERS:])
+        if not load:
+            form = form._replace(random=False)  # the seed that the page shows
+        wish = request_of(form, {name: float(values[i]) for i, name in enumerate(names)})
+        if not load or choice is None:
+            return wish, None
+        from spectral_diffusion.fused import load_any
+
+        fused = load_any(choice.path)
+        fused.check_base(self.studio.base())
+        return wish, fused
+
+    def _shown(self, news: News, seed: int) -> tuple[Any, ...]:
+        bar = status(news.said, news.done, news.total)
+        pictures = [served(file) for file in news.files] if news.files else gr.skip()
+        if news.over:
+            return bar, gr.update(visible=False), pictures, *self._history(), seed
+        preview = gr.update(value=news.preview, visible=True) if news.preview else gr.skip()
+        return bar, preview, pictures, gr.skip(), gr.skip(), gr.skip()
+
+    def _history(self) -> tuple[list[str], list[str]]:
+        found = [*self.studio.output.glob("*-*.png")] if self.studio.output.is_dir() else []
+        latest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:HISTORY]
+        return [served(path) for path in latest], [path.name for path in latest]
+
+    def _recalled(self, file: Path) -> list[Any]:
+        from spectral_diffusion.metadata import recall
+
+        recalled = recall(file)
+        then = {member["name"]: float(member["strength"]) for member in recalled.made_with["concepts"]}
+        id_, missing = "", ""
+        try:
+            id_ = choices.with_members(self.studio, list(then))
+        except InputError as error:
+            missing = f"{error}\n"
+        names = choices.chosen(self.studio, id_).names if id_ else ()
+        members = _members(names, [then[name] for name in names])
+        said = f"{missing}base {recalled.made_with['base']}, seed {recalled.seed}, " + ", ".join(
+            f"<{name}> at {strength:g}" for name, strength in then.items()
+        )
+        return [id_, *members, *form_of(recalled), said]
+
+
+def _members(names: Any, strengths: Any) -> list[Any]:
+    """Rows, chips and sliders for the concepts of a file; the rest hidden."""
+    shown = list(zip(names, strengths, strict=True))[:MEMBERS]
+    spare = MEMBERS - len(shown)
+    rows = [gr.update(visible=i < len(shown)) for i in range(MEMBERS)]
+    chips = [gr.update(value=f"<{name}>") for name, _ in shown] + [gr.skip()] * spare
+    sliders = [gr.update(value=s, label=f"Strength of {name}") for name, s in shown]
+    return [*rows, *chips, *sliders, *[gr.skip()] * spare]

@@ -1,0 +1,75 @@
+"""The page Settings: which base, what it is, where things lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from pages.said import plain, told
+from pages.status import status
+from pages.studio import Studio
+from spectral_diffusion.errors import InputError
+
+POLL = 2.0
+
+
+class Settings:
+    """The page and what its buttons do."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def build(self, page: gr.Blocks) -> None:
+        """Lays the page out inside of the current tab."""
+        self.status = gr.HTML(status("Loading the base…"), elem_classes="said")
+        with gr.Row():
+            self.base = gr.Dropdown(
+                label="Base", choices=list(self.studio.offered()), value=self.studio.base_id,
+                info="The bundled one, the one of --base, and what lies in the folder of --bases",
+            )  # fmt: skip
+            self.look = gr.Button("What is it?")
+            self.use = gr.Button("Use it for everybody", variant="primary")
+        self.facts = gr.Dataframe(
+            headers=["", ""],
+            value=[],
+            interactive=False,
+            label="The base",
+            type="array",
+            wrap=True,
+            buttons=[],
+        )
+        gr.Markdown(self._folders())
+        timer = gr.Timer(POLL)
+        timer.tick(self.tell, None, self.status, queue=False, show_progress="hidden")
+        page.load(self.tell, None, self.status, queue=False, show_progress="hidden")
+        self.look.click(self.inspect, self.base, self.facts)
+        self.use.click(self.take, self.base, self.status)
+
+    def tell(self) -> str:
+        """How the base stands."""
+        return status(self.studio.status(), wrong=self.studio.failed is not None)
+
+    @told
+    def inspect(self, id_: str) -> Any:
+        """What a base is, from its headers alone."""
+        from spectral_diffusion.inspection import inspect, rows
+
+        offered = self.studio.offered()
+        if id_ not in offered:
+            raise InputError("There is no such base here: reload the page.")
+        return [list(row) for row in rows(inspect(offered[id_])) if row[0] != "file"]
+
+    @told
+    def take(self, id_: str) -> str:
+        """Another base from now on, for all who use this server."""
+        with self.studio.lock:
+            self.studio.use(id_)
+        return self.tell()
+
+    def _folders(self) -> str:
+        studio = self.studio
+        bases = studio.bases or "none: give one with --bases"
+        rows = (("Library", studio.library), ("Pictures", studio.output), ("Bases", bases))
+        lines = [f"| {name} | {plain(str(place))} |" for name, place in rows]
+        return "\n".join(["| Folder | |", "|---|---|", *lines])

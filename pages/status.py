@@ -1,0 +1,16 @@
+"""The line that tells how something stands, for eyes and for screen readers."""
+
+from __future__ import annotations
+
+from html import escape
+
+
+def status(said: str, done: int = 0, total: int = 0, wrong: bool = False) -> str:
+    """A line that screen readers speak when it changes, with a bar while something is under way."""
+    bar = (
+        f'<progress class="bar" max="{total}" value="{done}" aria-label="progress"></progress>'
+        if total
+        else ""
+    )
+    role = "alert" if wrong else "status"
+    return f'<div role="{role}" aria-live="polite">{escape(said)}{bar}</div>'

@@ -1,0 +1,125 @@
+"""What all pages share: the folders, and the base, which is loaded in the background and used by one at a time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pages.imports import slow_imports
+from spectral_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from spectral_diffusion.base import Base
+
+TOYBOX = "toybox"
+
+
+class Studio:
+    """Folders and base of one server. Pages name bases, concepts and files by ids; only this knows paths.
+
+    `lock` is held by whoever draws with the base, since that changes its weights for a while.
+    """
+
+    def __init__(
+        self,
+        library: Path | str,
+        output: Path | str,
+        base: str = TOYBOX,
+        bases: Path | str | None = None,
+        device: str = "auto",
+    ) -> None:
+        # absolute, since trainings run as processes of their own
+        self.library, self.output = Path(library).resolve(), Path(output).resolve()
+        self.bases = None if bases is None else Path(bases).resolve()
+        self.device = device
+        self.lock = threading.Lock()
+        self._own = base if base == TOYBOX or not Path(base).exists() else str(Path(base).resolve())
+        self._choice = threading.Lock()
+        self.base_id, self._loading = self.id_of(base), Future()
+
+    @property
+    def fused(self) -> Path:
+        """The folder of fused files."""
+        return self.library / "fused"
+
+    @staticmethod
+    def id_of(base: str) -> str:
+        """What a page calls a base: its file's or folder's name, or the hub id as it is."""
+        return Path(base).name if Path(base).exists() else base
+
+    def offered(self) -> dict[str, str]:
+        """Base id -> what `load_base` takes: the bundled one, the one of the command line, and the folder's."""
+        found = {TOYBOX: TOYBOX, self.id_of(self._own): self._own}
+        for path in sorted(self.bases.iterdir()) if self.bases and self.bases.is_dir() else ():
+            if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
+                found.setdefault(path.name, str(path))
+        return found
+
+    @property
+    def given(self) -> str:
+        """The base in use, as a command line takes it."""
+        return self.offered()[self.base_id]
+
+    def start(self) -> None:
+        """Begins to load the base without waiting for it."""
+        self._load(self._loading, self.given)
+
+    def use(self, base_id: str) -> None:
+        """Takes another base from now on. Raises InputError for one that is not offered or is none."""
+        from spectral_diffusion.base import find_base
+
+        offered = self.offered()
+        if base_id not in offered:
+            raise InputError(f"There is no base {base_id!r} here; there are {', '.join(offered)}.")
+        find_base(offered[base_id])
+        with self._choice:
+            if base_id == self.base_id and not self.failed:
+                return
+            self.base_id, self._loading = base_id, Future()
+            self._load(self._loading, offered[base_id])
+
+    def base(self) -> Base:
+        """The base, once it is loaded. Raises the SpectralError that says why it cannot be."""
+        return self._loading.result()
+
+    @property
+    def ready(self) -> Base | None:
+        """The base if it is loaded by now."""
+        return self._loading.result() if self._loading.done() and not self.failed else None
+
+    @property
+    def failed(self) -> BaseException | None:
+        """Why the base could not be loaded, if so."""
+        return self._loading.exception() if self._loading.done() else None
+
+    def status(self) -> str:
+        """The base in one line."""
+        if self.failed:
+            return (
+                str(self.failed) if isinstance(self.failed, InputError) else "The base could not be loaded."
+            )
+        base = self.ready
+        if base is None:
+            return f"Loading the base {self.base_id}…"
+        return f"Base {base.name}: {base.size} × {base.size} pixels, {base.width} columns, on {base.pipeline.device}."
+
+    def _load(self, promise: Future, given: str) -> None:
+        threading.Thread(target=self._keep, args=(promise, given), daemon=True, name="load base").start()
+
+    def _keep(self, promise: Future, given: str) -> None:
+        try:
+            slow_imports()
+            import torch
+
+            from spectral_diffusion.base import load_base
+
+            device = self.device
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            base = load_base(given, device=device)
+            base.fingerprint  # noqa: B018 - here rather than while somebody waits for a page
+            promise.set_result(base)
+        except BaseException as error:  # whoever asks for the base gets it
+            promise.set_exception(error)

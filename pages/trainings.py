@@ -1,0 +1,141 @@
+"""The trainings of the library as the page Teach shows them: the queue, how far each is, stop and go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from pages.curve import curves
+from pages.files import served
+from pages.jobs import Job, Jobs
+from pages.said import told
+from pages.status import status
+from pages.studio import Studio
+from pages.watch import Progress, in_words, progress_of
+
+POLL = 2.0  # seconds
+
+
+class Trainings:
+    """The panel and what its buttons do. It reads files only, so that it shows the same after a crash."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.jobs = studio, Jobs(studio.library)
+
+    def build(self, page: gr.Blocks) -> None:
+        """Lays the panel out inside of the current column."""
+        self.timer = gr.Timer(POLL)
+        self.job = gr.Radio(label="Trainings", choices=[], value=None, interactive=True)
+        self.status = gr.HTML(status("No training yet."), elem_classes="said")
+        with gr.Row():
+            self.stop = gr.Button("Stop after saving", interactive=False)
+            self.again = gr.Button("Go on", interactive=False)
+            self.finish = gr.Button("Keep what it has learned", interactive=False)
+            self.forget = gr.Button("Forget", interactive=False)
+        self.curve = gr.HTML(curves("Loss", {}))
+        self.previews = gr.Gallery(
+            label="Previews on the way", columns=2, height="auto", interactive=False, format="png",
+            buttons=["fullscreen"],
+        )  # fmt: skip
+        self.seen = gr.State([])  # what is on the page
+        self._connect(page)
+
+    def _connect(self, page: gr.Blocks) -> None:
+        asked = [self.job, self.seen]
+        watched = [
+            self.job, self.status, self.curve, self.previews, self.seen,
+            self.stop, self.again, self.finish, self.forget,
+        ]  # fmt: skip
+        looking = {"show_progress": "hidden", "queue": False}
+        self.timer.tick(self.watch, asked, watched, **looking)
+        self.job.input(self.watch, asked, watched, **looking)
+        page.load(self.watch, asked, watched, **looking)
+        for button, act in (
+            (self.stop, self.stop_job),
+            (self.again, self.go_on),
+            (self.finish, self.keep),
+            (self.forget, self.drop),
+        ):
+            button.click(act, asked, watched)
+
+    @told
+    def watch(self, id_: str | None, seen: list[Any]) -> list[Any]:
+        """How the chosen training stands, or the one under way if none is chosen.
+
+        `seen`: list and previews that are on the page, which are sent again only when they change.
+        """
+        self.jobs.wake()
+        known = self.jobs.all()
+        job = next((job for job in known if job.id == id_), None)
+        job = job or next((job for job in known if job.state == "running"), next(iter(known), None))
+        if job is None:
+            nothing = gr.update(choices=[], value=None)
+            return [nothing, status("No training yet."), gr.skip(), gr.skip(), [], *_buttons(None)]
+        progress = progress_of(self.studio.library, job)
+        labels, shown = [list(pair) for pair in self.labels(known)], [str(path) for path in progress.previews]
+        same = [labels, id_] == [*seen[:1], job.id]
+        radio = gr.skip() if same else gr.update(choices=self.labels(known), value=job.id)
+        previews = gr.skip()
+        if [shown] != seen[1:]:
+            previews = [(served(path), path.stem) for path in progress.previews]
+        lines = {"loss": progress.losses, "identity": progress.identity, "text": progress.text}
+        how = status(told_of(job, progress), progress.step, progress.steps, wrong=job.state == "failed")
+        return [radio, how, curves("Loss and previews", lines), previews, [labels, shown], *_buttons(job)]
+
+    @told
+    def stop_job(self, id_: str, seen: list[Any]) -> list[Any]:
+        """Asks a training to stop after saving, or takes it out of the queue."""
+        self.jobs.stop(id_)
+        return self.watch(id_, seen)
+
+    @told
+    def go_on(self, id_: str, seen: list[Any]) -> list[Any]:
+        """Goes on where a training was stopped."""
+        self.jobs.again(id_)
+        return self.watch(id_, seen)
+
+    @told
+    def keep(self, id_: str, seen: list[Any]) -> list[Any]:
+        """Makes the concept of the last checkpoint."""
+        self.jobs.again(id_, finish=True)
+        return self.watch(id_, seen)
+
+    @told
+    def drop(self, id_: str, seen: list[Any]) -> list[Any]:
+        """Takes a training that is over off the list; its concept stays, its photos go."""
+        self.jobs.forget(id_)
+        return self.watch(None, seen)
+
+    def labels(self, known: list[Job] | None = None) -> list[tuple[str, str]]:
+        """(label, id) of every training, the newest first."""
+        return [(f"{job.name}: {job.state}", job.id) for job in known or self.jobs.all()]
+
+
+def told_of(job: Job, progress: Progress) -> str:
+    """How a job stands, in a sentence."""
+    if job.state == "queued":
+        return f"{job.name} waits in the queue."
+    if job.state == "failed":
+        return f"{job.name} was not taught: {job.error}"
+    at = f"step {progress.step} of {progress.steps}"
+    if job.state == "stopped":
+        return f"{job.name} is stopped" + (
+            f" at {at}; it can go on." if progress.steps else " before its first step."
+        )
+    if job.state == "done":
+        return f"{job.name} is taught: write <{job.name}> in prompts."
+    if job.stop:
+        return f"{job.name}: stopping after {at}…"
+    if not progress.steps:
+        return f"{job.name}: preparing (the base, its spectrum, what it answers without the concept)…"
+    left = f", {in_words(progress.seconds_left)} left" if progress.seconds_left is not None else ""
+    return f"{job.name}: {at}{left}."
+
+
+def _buttons(job: Job | None) -> list[Any]:
+    """Stop, go on, keep, forget: what makes sense now."""
+    state = job.state if job else ""
+    over = state in ("stopped", "failed")
+    usable = (state in ("queued", "running"), over, over, over or state == "done")
+    return [gr.update(interactive=yes) for yes in usable]

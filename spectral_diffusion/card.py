@@ -1,0 +1,96 @@
+"""The card of a concept: the header of its file, which tells everything but the trained numbers.
+
+Reading one costs a few kilobytes, so a library of a thousand concepts is listed at once. What the header
+alone can get wrong is refused here; whether the tensors fit it, `Concept.load` tells.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.files import Shape, read_header
+from spectral_diffusion.slices import Slice, check_name
+
+Form = Literal["additive", "rotational"]
+
+KIND = "concept"
+VERSION = 1
+PARTS = ("unet.", "text_encoder.")
+PREVIEW_BYTES = 512 * 1024
+IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+FACTS = ("name", "class_word", "form", "base_fingerprint", "base_name", "card")
+HEADER_KEYS = frozenset({*FACTS, "slice", "layers", "words", "preview", "dtype"})
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """The header of a concept file without its tensors: `HEADER_KEYS`, with `slice` as a Slice and `preview`
+    as bytes or None. Raises as `Concept.load` does, for what the header alone can tell."""
+    header = read_header(path, kind=KIND, version=VERSION)
+    try:
+        check_keys(header)
+        card = {**header, "slice": Slice(*header["slice"]), "preview": decoded(header["preview"])}
+        check_facts(card)
+        width_of(card)
+        return card
+    except (InputError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def width_of(card: Mapping[str, Any]) -> int:
+    """The columns that each of the concept's layers has: at least those of its base."""
+    sizes = [size for shape in card["layers"].values() for size in shape]
+    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("its layers are no table of sizes")
+    return min(sizes)
+
+
+def layer_shapes(form: Form, out_features: int, in_features: int, rank: int) -> dict[str, Shape]:
+    """Letter -> shape of the tensors of one adapted layer; the single source of truth for both forms."""
+    tuned = {
+        "additive": {"A": (out_features, rank), "B": (in_features, rank)},
+        "rotational": {"A": (rank, rank), "B": (rank, rank)},
+    }[form]
+    return {"U": (out_features, rank), "S": (rank,), "V": (in_features, rank), **tuned, "C": (rank,)}
+
+
+def check_facts(card: Mapping[str, Any]) -> None:
+    """InputError for a name that is none, ValueError unless the other facts and the preview make sense."""
+    facts = tuple(card[fact] for fact in ("class_word", "base_fingerprint", "base_name"))
+    if not all(isinstance(fact, str) and fact.strip() for fact in facts):
+        raise ValueError(f"class word, base fingerprint and base name must be texts, not {facts}")
+    if card["form"] not in get_args(Form):
+        raise ValueError(f"form {card['form']!r} is unknown; known: {', '.join(get_args(Form))}")
+    if not isinstance(card["card"], dict):
+        raise ValueError("the card is no dictionary")
+    if card["preview"] is not None and not _is_small_image(card["preview"]):
+        raise ValueError(f"the preview is no PNG or JPEG of at most {PREVIEW_BYTES // 1024} KB")
+    check_name(card["name"])
+
+
+def check_keys(header: Mapping[str, Any]) -> None:
+    """ValueError unless the header has exactly `HEADER_KEYS`, and a fingerprint that is one."""
+    if wrong := sorted(HEADER_KEYS ^ header.keys()):
+        raise ValueError(f"its header has missing or unknown keys: {', '.join(wrong)}")
+    if not FINGERPRINT.fullmatch(header["base_fingerprint"]):  # it becomes part of the ledger's file name
+        raise ValueError("the fingerprint of its base is none")
+
+
+def decoded(preview: str | None) -> bytes | None:
+    """The bytes of a preview as the header carries it; ValueError if they are none."""
+    if preview is None:
+        return None
+    try:
+        return base64.b64decode(preview, validate=True)
+    except binascii.Error as error:
+        raise ValueError("its preview is no base64") from error
+
+
+def _is_small_image(content: bytes) -> bool:
+    return content.startswith(IMAGE_MAGIC) and len(content) <= PREVIEW_BYTES

@@ -1,0 +1,244 @@
+"""The commands that draw: `generate`, `batch` and `recall`. Nothing heavy at import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectral_diffusion.errors import InputError, errors_to_exit_code
+
+if TYPE_CHECKING:
+    from spectral_diffusion.batch import Summary
+    from spectral_diffusion.metadata import Recalled
+    from spectral_diffusion.request import Picture
+
+_FAILED = 1  # exit code of a batch of which some rows failed
+
+BaseOption = Annotated[str, typer.Option(help="'toybox', a diffusers folder, a checkpoint, or a hub id.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")]
+Format = Annotated[str, typer.Option("--format", help="png, jpeg or webp.")]
+Metadata = Annotated[bool, typer.Option(help="Whether the file tells how it was drawn.")]
+
+
+def generate(
+    file: Annotated[Path, typer.Argument(help="A concept or fused file.")],
+    prompt: Annotated[str, typer.Argument(help="Write <name> for a concept.")],
+    base: BaseOption = "toybox",
+    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count on.")] = 0,
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="CFG scale.")] = 5.0,
+    sampler: Annotated[str, typer.Option(help="As A1111 names it.")] = "DPM++ 2M",
+    size: Annotated[str | None, typer.Option(help="Width x height, such as 512x768.")] = None,
+    at_once: Annotated[int, typer.Option("--batch", help="Pictures drawn at a time.")] = 4,
+    strength: Annotated[list[str] | None, typer.Option(help="name=number; may be repeated.")] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="name.block=factor, such as rex.up.1=0.5; may be repeated.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="place: prompt, such as 'left: a photo of <rex>'; may be repeated."),
+    ] = None,
+    feather: Annotated[float, typer.Option(help="Soft edge of the regions, 0 to 0.5.")] = 0.0,
+    clip_skip: Annotated[int, typer.Option(help="1: the text encoder's last layer.")] = 1,
+    wildcards: Annotated[Path | None, typer.Option(help="Folder of the __wildcards__' files.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A start picture (img2img).")] = None,
+    denoise: Annotated[float, typer.Option(help="How much of the start picture is redrawn.")] = 0.75,
+    upscale: Annotated[float, typer.Option(help="Hires fix: how many times larger.")] = 1.0,
+    upscaler: Annotated[str, typer.Option(help="Latent or Lanczos.")] = "Latent",
+    upscale_steps: Annotated[int, typer.Option(help="Steps of the hires fix; 0: as many as --steps.")] = 0,
+    upscale_denoise: Annotated[float, typer.Option(help="How much the hires fix redraws.")] = 0.7,
+    vae: Annotated[Path | None, typer.Option(help="Folder of another VAE.")] = None,
+    kind: Format = "png",
+    metadata: Metadata = True,
+    output: Output = Path("out"),
+) -> None:
+    """Draw pictures with the concepts of a file."""
+    with errors_to_exit_code():
+        from spectral_diffusion.base import find_base, load_base
+        from spectral_diffusion.fused import load_any, parse_strengths
+        from spectral_diffusion.generate import Request, save
+        from spectral_diffusion.generate import generate as draw
+        from spectral_diffusion.regions import parse_region
+        from spectral_diffusion.stage import check_shots, dressed
+
+        # what is wrong is told before the base is loaded
+        find_base(base)
+        _check_output(output, kind)
+        request = Request(
+            prompt, negative, seed, count, steps, guidance, sampler,
+            size=parse_size(size), batch=at_once, strengths=parse_strengths(strength or []),
+            clip_skip=clip_skip, blocks=parse_blocks(block or []),
+            regions=tuple(parse_region(text, feather) for text in region or []),
+            wildcards=_text(wildcards), image=_text(image), denoise=denoise, upscale=upscale,
+            upscaler=upscaler, upscale_steps=upscale_steps, upscale_denoise=upscale_denoise, vae=_text(vae),
+        )  # fmt: skip
+        fused = dressed(load_any(file), request)
+        check_shots(request, request.shots(), fused.names)
+        loaded = load_base(base)
+        fused.check_base(loaded)
+        with _bars() as bars:
+            task = bars.add_task("drawing", total=None)
+            pictures = draw(loaded, request, fused, lambda d, t: bars.update(task, completed=d, total=t))
+        for picture in pictures:
+            typer.echo(save(picture, output, kind, metadata))
+
+
+def batch(
+    jobs: Annotated[Path, typer.Argument(help="A .csv, .jsonl or .toml file of jobs.")],
+    output: Output = Path("out"),
+    fused: Annotated[Path | None, typer.Option(help="A concept or fused file.")] = None,
+    base: BaseOption = "toybox",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed pictures again.")] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Draw in a process on this device, such as cuda:0; may be repeated."),
+    ] = None,
+    kind: Format = "png",
+    metadata: Metadata = True,
+) -> None:
+    """Draw every row of a table; started again, it goes on where it was. Exit code 1: some rows failed."""
+    with errors_to_exit_code():
+        from spectral_diffusion.base import find_base, load_base
+        from spectral_diffusion.batch import batch as run
+        from spectral_diffusion.fused import load_any
+        from spectral_diffusion.tables import read_rows
+
+        find_base(base)
+        _check_output(output, kind)
+        read_rows(jobs)
+        concepts = load_any(fused) if fused else None
+        loaded = load_base(base)
+        with _bars() as bars:
+            task = bars.add_task("drawing", total=None)
+
+            def show(done: int, failed: int, total: int) -> None:
+                said = f"drawing, {failed} failed" if failed else "drawing"
+                bars.update(task, completed=done + failed, total=total, description=said)
+
+            summary = run(
+                jobs, output, loaded, concepts, engine=_engine(device, base, fused, kind, metadata),
+                kind=kind, metadata=metadata, retry_failed=retry_failed, progress=show,
+            )  # fmt: skip
+    _tell(summary, output)
+    if summary.failed:
+        raise typer.Exit(_FAILED)
+
+
+def recall(
+    picture: Annotated[Path, typer.Argument(help="A picture of ours.")],
+    file: Annotated[Path | None, typer.Argument(help="With --run: the concept or fused file.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Draw it again.")] = False,
+    base: BaseOption = "toybox",
+    kind: Format = "png",
+    metadata: Metadata = True,
+    output: Output = Path("out"),
+) -> None:
+    """Print the request that a picture carries, or draw it again: on the CPU the same, bit for bit."""
+    with errors_to_exit_code():
+        import json
+
+        from spectral_diffusion.metadata import recall as read
+
+        recalled = read(picture)
+        if not run:
+            shown = {**recalled.request.plain(), "seed": recalled.seed, **recalled.made_with}
+            typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
+            return
+        _check_output(output, kind)
+        from spectral_diffusion.generate import save
+
+        typer.echo(save(_again(recalled, file, base), output, kind, metadata))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for command in (generate, batch, recall):
+        app.command()(command)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`512x768` -> (512, 768). Raises InputError for anything else."""
+    if text is None:
+        return None
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError as error:
+        raise InputError(f"--size {text!r} is not width x height, such as 512x768.") from error
+    return width, height
+
+
+def parse_blocks(pairs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`["rex.up.1=0.5"]` -> `{"rex": {"up.1": 0.5}}`. Raises InputError for anything else."""
+    found: dict[str, dict[str, float]] = {}
+    for pair in pairs:
+        where, _, number = pair.partition("=")
+        name, _, block = where.partition(".")
+        try:
+            found.setdefault(name, {})[block] = float(number)
+        except ValueError as error:
+            raise InputError(f"--block {pair!r} is not name.block=number, such as rex.up.1=0.5.") from error
+    return found
+
+
+def _engine(devices: list[str] | None, base: str, fused: Path | None, kind: str, metadata: bool) -> Any:
+    """Processes on the devices; None, which is this process, without any."""
+    if not devices:
+        return None
+    from functools import partial
+
+    from spectral_diffusion.engines.processes import ProcessEngine, local_worker
+
+    return ProcessEngine(partial(local_worker, base, fused, kind, metadata), devices)
+
+
+def _again(recalled: Recalled, file: Path | None, base: str) -> Picture:
+    from spectral_diffusion.base import find_base, load_base
+    from spectral_diffusion.fused import load_any
+    from spectral_diffusion.generate import draw_again
+
+    find_base(base)
+    names = [concept["name"] for concept in recalled.made_with["concepts"]]
+    if names and file is None:
+        raise InputError(f"The picture was drawn with {', '.join(names)}: give their file after the picture.")
+    fused = load_any(file) if names and file else None
+    return draw_again(load_base(base), recalled, fused)
+
+
+def _check_output(output: Path, kind: str) -> None:
+    from spectral_diffusion.metadata import FORMATS
+
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file: give a folder for the pictures with -o.")
+    if kind not in FORMATS:
+        raise InputError(f"There is no picture format {kind!r}; there are {', '.join(FORMATS)}.")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@contextmanager
+def _bars() -> Iterator[Any]:
+    """Progress, rate and time left on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    said = TextColumn("{task.description}")
+    with Progress(
+        said, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bars:
+        yield bars
+
+
+def _tell(summary: Summary, output: Path) -> None:
+    typer.echo(f"{summary.made} made, {summary.kept} kept, {len(summary.failed)} failed: {output}")
+    for sheet in summary.sheets:
+        typer.echo(sheet)
+    for row, reason in summary.failed:
+        typer.echo(f"row {row} failed: {reason}", err=True)

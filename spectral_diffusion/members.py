@@ -1,0 +1,89 @@
+"""One member of a fused file: what it is and how strongly it acts, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from spectral_diffusion.blocks import factor_of
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.errors import InputError
+from spectral_diffusion.slices import Slice, check_name
+from spectral_diffusion.tuner.maths import FORMS
+
+# forms that own no columns of the spectrum: low-rank factors from elsewhere, and full shares of a merge
+FREE_FORMS = ("lora", "orthogonal", "dense")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One concept inside a fused file. `start` is None for a form that owns no columns.
+
+    In a layer the member acts with `strength` times the factors of the layer's blocks (`blocks.factor_of`),
+    or not at all if it is switched off. Building one raises InputError for a strength that is no number from
+    0 on, ValueError for a form that does not exist.
+    """
+
+    name: str
+    class_word: str
+    form: str
+    start: int | None
+    rank: int
+    strength: float
+    sha256: str  # of the concept's trained numbers and words
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    on: bool = True
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.form not in (*FORMS, *FREE_FORMS):
+            raise ValueError(f"form {self.form!r} is unknown")
+        if (self.start is None) != (self.form in FREE_FORMS):
+            raise ValueError(f"{self.name} is {self.form} and starts at {self.start}")
+        Slice(self.start or 0, self.rank)  # checks both
+        if type(self.on) is not bool:
+            raise ValueError(f"{self.name} is neither on nor off but {self.on!r}")
+        for what, strength in {"": self.strength, **{f" in {b}": s for b, s in self.blocks.items()}}.items():
+            if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+                raise InputError(f"The strength of {self.name}{what} must be a number, not {strength!r}.")
+            if not 0 <= strength < float("inf"):
+                raise InputError(
+                    f"The strength of {self.name}{what} must be a number from 0 on, not {strength}."
+                )
+
+    @property
+    def slice(self) -> Slice | None:
+        """The columns it owns, if its form owns any."""
+        return None if self.start is None else Slice(self.start, self.rank)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of its factors in every layer; None if that differs from layer to layer."""
+        return self.rank * FORMS[self.form].rank_factor if self.form in FORMS else None
+
+    def at(self, layer: str) -> float:
+        """The strength it acts with in a layer."""
+        return self.strength * factor_of(layer, self.blocks) if self.on else 0.0
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        """Sorts members by column, those without one last: sums are taken in this order, whatever the list."""
+        return self.start is None, self.start or 0, self.name
+
+    def facts(self) -> dict[str, Any]:
+        """Itself as JSON-able data."""
+        return {**vars(self), "blocks": dict(self.blocks)}
+
+
+def content_hash(concept: Concept) -> str:
+    """SHA-256 of a concept's trained numbers and words, in the order of their names."""
+    digest = hashlib.sha256()
+    flat = {f"{layer}/{key}": t for layer, numbers in concept.layers.items() for key, t in numbers.items()}
+    for key, tensor in sorted({**flat, **concept.words}.items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""Another VAE for a base, for as long as it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectral_diffusion.base import quiet
+from spectral_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@contextmanager
+def other_vae(pipeline: StableDiffusionPipeline, folder: str | None) -> Iterator[None]:
+    """While active, the pipeline draws with the VAE of a folder in diffusers' layout; None: with its own.
+
+    Raises InputError for what is no such folder, or a VAE of other latent pictures.
+    """
+    if folder is None:
+        yield
+        return
+    from diffusers import AutoencoderKL
+
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"{folder} is no VAE's folder in diffusers' layout: it has no config.json.")
+    own = pipeline.vae
+    try:
+        with quiet():
+            vae = AutoencoderKL.from_pretrained(
+                folder, dtype=own.dtype, local_files_only=True, use_safetensors=True
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"The VAE {folder} cannot be loaded ({reason}).") from error
+    levels = (len(v.config.block_out_channels) for v in (own, vae))
+    if vae.config.latent_channels != own.config.latent_channels or len(set(levels)) > 1:
+        raise InputError(f"The VAE {folder} has other latent pictures than the base's: use one of SD 1.x.")
+    pipeline.vae = vae.to(own.device).eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        pipeline.vae = own

@@ -1,0 +1,147 @@
+"""`inspect` tells what any model file is, in a table or as JSON, and `export` works from the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import random_concept
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from fusion.fuse import fuse
+from spectral_diffusion.__main__ import app
+from spectral_diffusion.inspection import inspect, rows
+from spectral_diffusion.merged import save_checkpoint
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def places(base, base_folder, taught, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspected")
+    save_checkpoint(base, None, folder / "base.safetensors")
+    taught.mia.save(folder / "mia.safetensors")
+    fuse([random_concept(base, "rex", 0), random_concept(base, "nox", 3)], {"nox": 0.5}).save(
+        folder / "duo.safetensors"
+    )
+    save_file({"emb_params": torch.ones(3, 32)}, folder / "emb.safetensors")
+    assert run("export", folder / "duo.safetensors", "--format", "kohya", "-o", folder / "lora.safetensors",
+               "--bundle-embeddings").exit_code == 0  # fmt: skip
+    return {path.stem: path for path in folder.iterdir()} | {"folder": base_folder}
+
+
+FACTS = {
+    "base": ("sd1", {"precision": "fp16", "VAE": True, "EMA": False, "predicts": "epsilon"}),
+    "mia": ("concept", {"name": "mia", "class": "cat", "form": "rotational", "rank": 2, "layer-wise": True}),
+    "lora": ("lora_kohya", {"rank": 12, "layers": 136, "text encoder": True, "embeddings": ["nox", "rex"]}),
+    "emb": ("embedding", {"vectors": 3, "width": 32}),
+    "folder": ("folder", {"context width": 32, "predicts": "epsilon"}),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_file_is_told_with_its_facts(places, name):
+    kind, facts = FACTS[name]
+    found = inspect(places[name])
+    assert found.kind == kind
+    assert {key: found.facts[key] for key in facts} == facts
+
+
+def test_a_fused_file_is_told_with_its_concepts_and_strengths(places, base):
+    found = inspect(places["duo"])
+    assert found.kind == "fused" and found.facts["base fingerprint"] == base.fingerprint
+    strengths = {name: member["strength"] for name, member in found.facts["concepts"].items()}
+    assert strengths == {"rex": 1.0, "nox": 0.5}
+
+
+def test_hashes_are_told_on_request(places):
+    assert "AutoV2" not in inspect(places["emb"]).facts
+    found = inspect(places["emb"], hashes=True).facts
+    assert (len(found["AutoV2"]), len(found["AutoV3"])) == (10, 12)
+
+
+def test_the_command_prints_a_table_or_a_line_of_json_a_file(places):
+    shown = run("inspect", places["mia"])
+    assert shown.exit_code == 0 and "a concept of ours" in shown.stdout and "rotational" in shown.stdout
+    lines = run("inspect", *places.values(), "--json").stdout.splitlines()
+    assert {json.loads(line)["kind"] for line in lines} == {k for k, _ in FACTS.values()} | {"fused"}
+
+
+def test_what_is_no_model_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(b"<html>")
+    for file in (tmp_path / "x.ckpt", tmp_path / "no.safetensors", tmp_path):
+        told = run("inspect", file)
+        assert told.exit_code == 2
+        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
+
+
+def test_a_files_own_words_cannot_write_on_the_terminal(tmp_path):
+    words = {"modelspec.title": "\x1b[2J[red]\x07evil\nline", "ss_network_module": "x" * 9999}
+    save_file({"lora_unet_a.lora_down.weight": torch.ones(1, 2)}, tmp_path / "x.safetensors", words)
+    lines = rows(inspect(tmp_path / "x.safetensors"))
+    assert ("title", " [2J[red] evil line") in lines
+    assert all(value.isprintable() and len(value) <= 500 for _, value in lines)
+    assert "[red]" in run("inspect", tmp_path / "x.safetensors").stdout
+
+
+def test_export_writes_each_concept_by_itself(places, tmp_path):
+    done = run(
+        "export",
+        places["duo"],
+        "--format",
+        "kohya",
+        "--each",
+        "-o",
+        tmp_path / "loras",
+        "--strength",
+        "nox=0.3",
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in (tmp_path / "loras").iterdir()) == ["nox.safetensors", "rex.safetensors"]
+    assert "hold no words" in done.stderr or "holds no words" in done.stderr
+
+
+def test_export_merges_into_the_base_it_is_given(places, tmp_path):
+    done = run(
+        "export",
+        places["duo"],
+        "--format",
+        "checkpoint",
+        "--base",
+        places["folder"],
+        "-o",
+        tmp_path / "m.safetensors",
+    )
+    assert done.exit_code == 0, done.output
+    assert inspect(tmp_path / "m.safetensors").facts["strengths"] == {"rex": 1.0, "nox": 0.5}
+
+
+def test_layer_wise_words_leave_with_a_warning(places, tmp_path):
+    command = ("export", places["mia"], "--format", "embedding", "-o", tmp_path / "words")
+    assert run(*command).exit_code == 2
+    done = run(*command, "--mean-words")
+    assert done.exit_code == 0 and "layer-wise words of mia become their mean" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--format", "onnx", "-o", "x.safetensors"), "no format 'onnx'"),
+        (("--format", "checkpoint", "-o", "x.safetensors"), "--base"),
+        (("--format", "peft", "--each", "-o", "x"), "--each writes LoRAs"),
+        (("--format", "kohya", "--each", "-o", "x.safetensors"), "must be a folder"),
+    ],
+)
+def test_a_wrong_export_is_refused_before_anything_is_loaded(tmp_path, arguments, said):
+    told = run("export", tmp_path / "absent.safetensors", *arguments)
+    assert told.exit_code == 2 and said in told.stderr
+
+
+def test_the_commands_import_nothing_heavy():
+    code = "import sys, spectral_diffusion.exchange; print({'torch', 'diffusers', 'peft'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
