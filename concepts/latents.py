@@ -70,25 +70,6 @@ def crop_boxes(
     return boxes
 
 
-def encode(
-    vae: AutoencoderKL,
-    examples: Sequence[Example],
-    crops: int,
-    background: float,
-    seed: int,
-    flip: bool = True,
-    cache: Path | None = None,
-) -> Latents:
-    """Encodes `crops` crops of each photo, with `flip` every other one mirrored; masks become loss weights.
-
-    The weight is 1 inside a mask and `background` outside; a photo without a mask counts as all inside.
-    All examples must be of one shape, see `encode_buckets`. `cache` is a folder (`latent_cache.default_dir()`);
-    None keeps nothing. Raises InputError if the VAE's answer is not finite.
-    """
-    (latents,) = encode_buckets(vae, examples, crops, background, seed, flip, cache)
-    return latents
-
-
 def encode_buckets(
     vae: AutoencoderKL,
     examples: Sequence[Example],
@@ -98,7 +79,12 @@ def encode_buckets(
     flip: bool = True,
     cache: Path | None = None,
 ) -> list[Latents]:
-    """As `encode`, for examples of several shapes: one `Latents` a shape. `photo` counts over all examples."""
+    """Encodes `crops` crops of each photo, with `flip` every other one mirrored; masks become loss weights.
+
+    The weight is 1 inside a mask and `background` outside; a photo without a mask counts as all inside. Gives one
+    `Latents` a shape of the examples; `photo` counts over all of them. `cache` is a folder
+    (`latent_cache.default_dir()`); None keeps nothing. Raises InputError if the VAE's answer is not finite.
+    """
     key = vae_key(vae) if cache else None
     masked = any(example.mask for example in examples)
     groups: dict[tuple[int, int], list[_Encoded]] = {}

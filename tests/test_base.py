@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 from conftest import WIDTH
+from refusal import one_sentence
 from safetensors.torch import load_file
 
 from spectral_diffusion.base import find_base, fingerprint, load_base
-from spectral_diffusion.errors import InputError, SpectralError
+from spectral_diffusion.errors import InputError
 
 
 def test_the_adapted_layers_are_all_projections_of_all_attention(base):
@@ -49,11 +50,8 @@ def copied(base_folder, tmp_path):
 
 
 def refused(base, *said, read=find_base):
-    with pytest.raises(SpectralError) as refusal:
+    with one_sentence(*said):
         read(str(base))
-    message = str(refusal.value)
-    assert all(part in message for part in said), message
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize("base", ["chilloutmix", "/no/such/place", "a b/c", "a/b/c"])

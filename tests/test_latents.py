@@ -14,7 +14,7 @@ from PIL import Image
 from concepts import latent_cache, latents
 from concepts.dataset import Example
 from concepts.latent_cache import prune, vae_key
-from concepts.latents import Latents, draw, encode, encode_buckets
+from concepts.latents import Latents, draw, encode_buckets
 from spectral_diffusion.errors import InputError
 
 
@@ -33,7 +33,8 @@ def wide(colour="green"):
 
 
 def encoded(base, examples, cache=None, crops=3, **options):
-    return encode(base.pipeline.vae, examples, crops, 0.25, 0, cache=cache, **options)
+    (latents,) = encode_buckets(base.pipeline.vae, examples, crops, 0.25, 0, cache=cache, **options)
+    return latents
 
 
 def same(one, other):

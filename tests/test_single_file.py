@@ -7,6 +7,7 @@ import socket
 import pytest
 import torch
 from conftest import same, weights_of
+from refusal import one_sentence
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -54,11 +55,8 @@ def changed(written, tmp_path):
 
 
 def refused(path, *said, **options):
-    with pytest.raises(SpectralError) as refusal:
+    with one_sentence(path, *said):
         load_base(str(path), **options)
-    message = str(refusal.value)
-    assert all(part in message for part in (str(path), *said)), message
-    assert "\n" not in message
 
 
 def test_the_file_holds_the_base_bit_for_bit(base, written):

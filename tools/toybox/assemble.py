@@ -27,16 +27,18 @@ def set_posterior_noise(vae: AutoencoderKL) -> None:
         vae.quant_conv.bias[half:] = 2 * math.log(vae_stage.NOISE)
 
 
-def _trained(work: Path, stage: str) -> bool:
-    return (work / stage / "checkpoint.pt").exists()
+def _latest(work: Path, *stages: str) -> Path | None:
+    """The folder of the first of `stages` that has a checkpoint."""
+    return next((work / stage for stage in stages if (work / stage / "checkpoint.pt").exists()), None)
 
 
 def autoencoder(work: Path) -> AutoencoderKL:
     """The autoencoder as far as it is trained: of the stages' last checkpoint, else the package's."""
-    if not (_trained(work, "vae") or _trained(work, "decoder")):
-        return load_base("toybox").pipeline.vae.requires_grad_(True)
     vae = vae_stage.new_vae()
-    load_average(vae, work / ("decoder" if _trained(work, "decoder") else "vae"))
+    if stage := _latest(work, "decoder", "vae"):
+        load_average(vae, stage)
+    else:
+        vae.load_state_dict(load_base("toybox").pipeline.vae.state_dict())
     return vae
 
 
@@ -47,13 +49,11 @@ def student(work: Path) -> tuple[nn.Module, CLIPTokenizer]:
     """
     tokenizer = build_tokenizer(work / "tokenizer")
     student = new_student(tokenizer)
-    if _trained(work, "clip_vision") or _trained(work, "clip"):
-        load_average(student, work / ("clip_vision" if _trained(work, "clip_vision") else "clip"))
+    if stage := _latest(work, "clip_vision", "clip"):
+        load_average(student, stage)
     else:
-        known = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
-        student.clip.vision_model.load_state_dict(known.vision_model.state_dict())
-        student.clip.visual_projection.load_state_dict(known.visual_projection.state_dict())
-    if _trained(work, "unet"):
+        student.clip = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
+    if _latest(work, "unet"):
         both, _ = denoiser(work, shipped=False)
         student.clip.text_model.load_state_dict(both.text_encoder.state_dict())
     return student, tokenizer
@@ -63,23 +63,14 @@ def text_encoder(work: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The text tower that the UNet starts with: of the stages `text` or `clip`, else the package's."""
     tokenizer = build_tokenizer(work / "tokenizer")
     tower = CLIPTextModel(new_clip(tokenizer).config.text_config)
-    if _trained(work, "text"):
-        reader = Reader(tower)
-        load_average(reader, work / "text")
-    elif _trained(work, "clip"):
+    if stage := _latest(work, "text"):
+        load_average(Reader(tower), stage)
+    elif stage := _latest(work, "clip"):
         clip = new_student(tokenizer)
-        load_average(clip, work / "clip")
+        load_average(clip, stage)
         tower.load_state_dict(clip.clip.text_model.state_dict())
     else:
-        pipe = load_base("toybox").pipeline
-        known = pipe.text_encoder.state_dict()
-        ids = {token: pipe.tokenizer.get_vocab().get(token) for token in tokenizer.get_vocab()}
-        rows = tower.get_input_embeddings().weight.detach().clone()
-        for token, row in tokenizer.get_vocab().items():
-            if ids[token] is not None:
-                rows[row] = pipe.text_encoder.get_input_embeddings().weight[ids[token]]
-        [table] = [key for key in known if key.endswith("token_embedding.weight")]
-        tower.load_state_dict({**known, table: rows})
+        tower.load_state_dict(load_base("toybox").pipeline.text_encoder.state_dict())
     return tower, tokenizer
 
 
@@ -92,8 +83,8 @@ def denoiser(work: Path, shipped: bool) -> tuple[Denoiser, CLIPTokenizer]:
     tower, tokenizer = text_encoder(work)
     unet = load_base("toybox").pipeline.unet.requires_grad_(True) if shipped else new_unet()
     both = Denoiser(unet, tower)
-    if _trained(work, "unet"):
-        load_average(both, work / "unet")
+    if stage := _latest(work, "unet"):
+        load_average(both, stage)
     return both, tokenizer
 
 
@@ -109,7 +100,7 @@ def write_latest(work: Path, target: Path) -> None:
         shutil.rmtree(target / folder, ignore_errors=True)
     whole.to(dtype=torch.float16).save_pretrained(target / "pipeline")
     named.clip.half().save_pretrained(target / "clip")
-    if _trained(work, "identity"):
+    if stage := _latest(work, "identity"):
         classifier = new_classifier(work)
-        load_average(classifier, work / "identity")
+        load_average(classifier, stage)
         classifier.encoder.half().save_pretrained(target / "identity")

@@ -22,6 +22,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from spectral_diffusion.files import atomic_write
+
 Loss = Callable[[int, np.random.Generator, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
 
 
@@ -50,11 +52,10 @@ class Plan:
         return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
-def atomic_save(state: object, path: Path) -> None:
+def save(state: object, path: Path) -> None:
     """`torch.save` that leaves no half-written file."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with atomic_write(path) as file:
+        torch.save(state, file)
 
 
 def _average(decay: float, averaged: list, current: list, count: torch.Tensor) -> None:
@@ -111,8 +112,8 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
 
-    def save(step: int) -> None:
-        atomic_save(
+    def keep(step: int) -> None:
+        save(
             {
                 "model": model.state_dict(),
                 "ema": ema.state_dict(),
@@ -147,11 +148,11 @@ def train(
             with log.open("a") as f:
                 f.write(json.dumps(row) + "\n")
         if rank == 0 and now - saved > plan.save_seconds:
-            save(step + 1)
+            keep(step + 1)
             model.train()
             saved = time.monotonic()
     if rank == 0 and start < plan.steps:
-        save(plan.steps)
+        keep(plan.steps)
     return ema.module.eval()
 
 

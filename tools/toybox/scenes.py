@@ -277,7 +277,7 @@ def sample_scene(rng: np.random.Generator, folder: Path) -> Scene:
         folder,
         things,
         str(rng.choice(list(PLACES))),
-        str(rng.choice(["drawing", "photo"], p=[1 / 3, 2 / 3])),
+        str(rng.choice(list(art.LOOKS), p=[1 / 3, 2 / 3])),
     )
 
 

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.toybox import loop, scenes
 from tools.toybox.pool import Pool
+from tools.toybox.vae import to_unit
 
 BATCH, EMPTY, SNR_GAMMA, SNR_FLOOR = 16, 0.1, 5.0, 0.15
 PLAN = loop.Plan(steps=3400, lr=8e-4, warmup=100, hold=0.35, seed=4, save_seconds=240)  # of 2 processes
@@ -68,14 +69,14 @@ def pool_latents(vae: AutoencoderKL, pool: Pool, file: Path) -> torch.Tensor:
         vae.to(memory_format=torch.channels_last)  # twice as fast here
         rows = torch.zeros(len(pool.facts), 4, scenes.SIZE // 8, scenes.SIZE // 8)
         for start in range(64 * rank, len(rows), 64 * world):
-            x = torch.from_numpy(pool.pictures[start : start + 64].copy()).float() / 127.5 - 1
+            x = to_unit(torch.from_numpy(pool.pictures[start : start + 64].copy()))
             x = x.to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 rows[start : start + 64] = vae.encode(x).latent_dist.mean.float()
         if world > 1:
             dist.all_reduce(rows)
         if rank == 0:
-            loop.atomic_save(rows, file)
+            loop.save(rows, file)
         return rows
     return torch.load(file, weights_only=True)
 
