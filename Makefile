@@ -1,5 +1,6 @@
 # make demo   train three concepts, fuse them, draw them together (a few minutes, offline after installing)
 # make ui     the web page, on this machine only
+# make screenshots   pictures of every page into docs/ui/ (needs chromium; some minutes)
 # make test   lint and run the tests
 # PYTHON=python3.12 make …   uses another Python (3.11 or later)
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo ui test lint
+.PHONY: demo ui screenshots test lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -17,8 +18,11 @@ demo: $(VENV)/.installed
 ui: $(VENV)/.installed
 	$(BIN)/python app.py
 
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.screenshots
+
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from tools.toybox import art, clip, loop, scenes
+from tools.toybox import art, clip, loop, muon, scenes
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def loss_of(model, stop=None):
 
 def trained(folder, stop=None, plan=PLAN):
     model = toy()
-    return loop.train(folder, model, loss_of(model, stop), plan), model
+    return loop.train(folder, model, loss_of(model, stop), plan, matrices=[model.linear.weight]), model
 
 
 @pytest.fixture
@@ -245,6 +245,32 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(alone, tmp_path
     with pytest.raises(SystemExit, match="not finite at step 3"):
         loop.train(tmp_path, model, loss, PLAN)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])
+def test_a_muon_direction_is_nearly_orthogonal_and_keeps_the_directions(shape):
+    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    found = muon.orthogonal(matrix)
+    values = torch.linalg.svdvals(found)
+    assert 0.5 < values.min() and values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    turned = u.mT @ found @ v.mT
+    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
+
+
+def test_muon_finds_the_way_down_a_ravine():
+    weight, target = (
+        torch.nn.Parameter(torch.zeros(5, 8)),
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    steep = torch.diag(torch.logspace(0, -2, 8))
+    optimiser = muon.Muon([weight], lr=0.4, momentum=0.9, weight_decay=0.0)
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.4 * (1 - step / 200)
+        optimiser.zero_grad()
+        ((weight - target) @ steep).square().sum().backward()
+        optimiser.step()
+    assert (weight - target).abs().max() < 0.1
 
 
 def test_the_rate_warms_up_holds_and_decays():

@@ -1,7 +1,8 @@
 """`make demo`: from five pictures each to three fused concepts in one picture, with a sheet and a report.
 
 Trains three bundled samples (two of them dogs) on the toybox, apart from each other, fuses them by the sum and
-by the mean of the paper's released code, draws each alone and fused on the same seeds, and all together.
+by the mean of the paper's released code, draws each alone and fused on the same seeds, and all together: each in its
+region of one wide picture, and by the prompt alone.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from spectral_diffusion.base import Base, load_base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.generate import Request, generate, save
+from spectral_diffusion.generate import Picture, Request, generate, save
+from spectral_diffusion.regions import Region
 
 SAMPLES = Path("docs/samples")
 OUTPUT = Path("outputs/demo")
 CAST = {"rex": "dog", "dot": "dog", "mia": "cat"}
 SEEDS = (11, 12)
 TOGETHER = "a photo of <rex>, <dot> and <mia> on the beach"
+WIDE = (256, 128)  # pixels: in 128 x 128, three things are 40 pixels wide each, too few for the base's faces
 _CELL, _MARGIN = 128, 18
 
 
@@ -87,18 +90,33 @@ def measure(
     return shown, result
 
 
+def together(base: Base, fused: Fused) -> dict[str, list[Picture]]:
+    """All concepts in one picture: each in its region, one beside the other, and by the prompt alone."""
+    regions = tuple(
+        Region(f"a photo of <{name}> on the beach", box=(i / len(CAST), 0, (i + 1) / len(CAST), 1))
+        for i, name in enumerate(CAST)
+    )
+    return {
+        "regions": generate(base, Request(TOGETHER, seed=1, count=3, size=WIDE, regions=regions), fused),
+        "prompt": generate(base, Request(TOGETHER, seed=1, count=7), fused),
+    }
+
+
 def contact_sheet(
-    photos: dict[str, list[Example]], shown: dict[str, dict[str, Shown]], together: list[Image.Image]
+    photos: dict[str, list[Example]],
+    shown: dict[str, dict[str, Shown]],
+    both: dict[str, list[Picture]],
 ) -> Image.Image:
-    """A row per concept (photo, then two pictures alone and under each fusion), then all together."""
+    """A row per concept (photo, then two pictures alone and under each fusion), then all together in both ways."""
     labels = [label for label in next(iter(shown.values())) for _ in range(2)]
     columns = 1 + len(labels)
-    sheet = Image.new("RGB", (columns * _CELL, (len(photos) + 1) * (_CELL + _MARGIN)), "white")
+    sheet = Image.new("RGB", (columns * _CELL, (len(photos) + 2) * (_CELL + _MARGIN)), "white")
     draw = ImageDraw.Draw(sheet)
 
     def put(column: int, row: int, image: Image.Image, text: str) -> None:
         x, y = column * _CELL, row * (_CELL + _MARGIN)
-        sheet.paste(image.resize((_CELL - 2, _CELL)), (x, y + _MARGIN))
+        wide = _CELL * image.width // image.height
+        sheet.paste(image.resize((wide - 2, _CELL)), (x, y + _MARGIN))
         draw.text((x + 3, y + 3), text, fill="black")
 
     for row, name in enumerate(photos):
@@ -106,8 +124,10 @@ def contact_sheet(
         for column, label in enumerate(labels, start=1):
             images = shown[name][label].images
             put(column, row, images[0 if column % 2 else len(SEEDS)], label)
-    for column, image in enumerate(together[:columns]):
-        put(column, len(photos), image, "all three, fused by sum" if column == 0 else "")
+    for i, picture in enumerate(both["regions"]):
+        put(2 * i, len(photos), picture.image, "" if i else "all three fused by sum, each in its region")
+    for i, picture in enumerate(both["prompt"][:columns]):
+        put(i, len(photos) + 1, picture.image, "" if i else "the same by the prompt alone")
     return sheet
 
 
@@ -150,11 +170,12 @@ def main() -> None:
         with timed("measure", seconds):
             shown, result = measure(base, concepts, fusions, photos)
         with timed("together", seconds):
-            together = generate(base, Request(TOGETHER, seed=1, count=7), fusions["sum"])
-    for picture in together:
-        save(picture, OUTPUT / "together")
+            both = together(base, fusions["sum"])
+    for way, pictures in both.items():
+        for picture in pictures:
+            save(picture, OUTPUT / "together" / way)
     with atomic_write(OUTPUT / "sheet.png") as file:
-        contact_sheet(photos, shown, [picture.image for picture in together]).save(file, "PNG")
+        contact_sheet(photos, shown, both).save(file, "PNG")
     with atomic_write(OUTPUT / "report.json") as file:
         file.write(json.dumps(report(result, concepts, seconds), indent=1).encode())
     for name, kinds in result.items():

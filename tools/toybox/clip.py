@@ -24,7 +24,8 @@ from tools.toybox.pool import Pool
 WIDTH, BATCH = 128, 128
 PLAN = loop.Plan(steps=450, lr=1e-3, warmup=50, seed=2, hold=0.4)
 TEXT_PLAN = loop.Plan(steps=400, lr=7e-4, warmup=40, seed=7, hold=0.3)
-VISION_PLAN = loop.Plan(steps=240, lr=1e-3, warmup=20, seed=6, hold=0.2)
+VISION_PLAN = loop.Plan(steps=700, lr=1e-3, warmup=20, seed=6, hold=0.3)
+NEAR_MISSES = 7  # captions with one thing or the place swapped, beside each true one
 
 # besides nouns and places: words that people put into a prompt, so that each is one token
 _OTHER_WORDS = [
@@ -277,10 +278,45 @@ def run_text(
     return loop.train(work / "text", reader, partial(_text_loss, reader, tokenizer, pool), plan).text_encoder
 
 
+def _near_misses(rng: np.random.Generator, things: list[str], place: str) -> list[str]:
+    """The true caption, then some in which one thing, or the place, is another."""
+    prefix = str(rng.choice(["a photo of", "a drawing of", "a picture of"]))
+    slot = int(rng.integers(len(things) + 1))
+    options, true = (scenes.PLACES, place) if slot == len(things) else (art.NOUNS, things[slot])
+    others = rng.choice([o for o in options if o != true], NEAR_MISSES, replace=False)
+    captions = []
+    for other in (true, *(str(o) for o in others)):
+        told = [*things, place]
+        told[slot] = other
+        captions.append(f"{prefix} {scenes.listing(told[:-1])} {told[-1]}")
+    return captions
+
+
+def _vision_loss(model, tokenizer, pool: Pool, step, rng, noise):
+    """Which of a few captions that differ in one word is true: what top-1 among all nouns asks for."""
+    rows = np.sort(rng.choice(len(pool.facts), BATCH // 2, replace=False))
+    x = torch.from_numpy(pool.pictures[rows]).float() / 127.5 - 1
+    captions = [c for row in rows for c in _near_misses(rng, *pool.facts[row][:2])]
+    text = tokenizer(captions, padding=True, return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.clip(pixel_values=_augment(x, rng), **text)
+    own = out.text_embeds.float().view(len(rows), -1, WIDTH)
+    scale = model.clip.logit_scale.exp()
+    near = scale * torch.einsum("bd,bnd->bn", out.image_embeds.float(), own)
+    among = scale * out.image_embeds.float() @ own[:, 0].T  # the true captions of the whole batch
+    first, each = torch.zeros(len(rows), dtype=torch.long), torch.arange(len(rows))
+    value = F.cross_entropy(near, first) + 0.5 * (
+        F.cross_entropy(among, each) + F.cross_entropy(among.T, each)
+    )
+    return value, {"top1": float((near.argmax(1) == first).float().mean())}
+
+
 def run_vision(
     work: Path, pool: Pool, student: _Student, tokenizer: CLIPTokenizer, plan: loop.Plan = VISION_PLAN
 ) -> CLIPModel:
-    """Trains the image tower of `student` on, with the text tower that the UNet reads frozen."""
+    """Trains the image tower of `student` and both projections, with the text tower that the UNet reads frozen."""
     torch.manual_seed(plan.seed)
     student.clip.text_model.requires_grad_(False)
-    return loop.train(work / "clip_vision", student, partial(_loss, student, tokenizer, pool), plan).clip
+    matrices = [w for w in student.clip.vision_model.encoder.parameters() if w.ndim > 1]
+    loss = partial(_vision_loss, student, tokenizer, pool)
+    return loop.train(work / "clip_vision", student, loss, plan, matrices=matrices).clip

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import distributed as dist
 from torch import nn
 
 from spectral_diffusion.files import atomic_write
+from tools.toybox.muon import Muon
 
 Loss = Callable[[int, np.random.Generator, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
 
@@ -82,16 +83,20 @@ def train(
     plan: Plan,
     preview: Callable[[nn.Module], None] | None = None,
     slower: nn.Module | None = None,
+    matrices: Iterable[nn.Parameter] = (),
 ) -> nn.Module:
     """Trains `model` in place by `plan` and returns its EMA copy; resumes from `folder` if it can.
 
     `preview(ema_model)` is called after each checkpoint; the part `slower` gets a third of the rate.
+    The weights `matrices` are trained by Muon, all others by AdamW.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
     late = set(slower.parameters()) if slower else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
+    matrices = list(matrices)
+    turned = set(matrices)
+    trained = [p for p in model.parameters() if p.requires_grad and p not in turned]
+    adam = torch.optim.AdamW(
         [
             {"params": [p for p in trained if p not in late], "factor": 1.0},
             {"params": [p for p in trained if p in late], "factor": 1 / 3},
@@ -100,6 +105,7 @@ def train(
         betas=(0.9, 0.99),
         weight_decay=plan.weight_decay,
     )
+    optimisers = [adam, Muon(matrices, plan.lr, weight_decay=plan.weight_decay)] if matrices else [adam]
     ema = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=partial(_average, plan.ema), use_buffers=True
     )
@@ -109,7 +115,8 @@ def train(
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         start = state["step"]
 
     def keep(step: int) -> None:
@@ -117,7 +124,7 @@ def train(
             {
                 "model": model.state_dict(),
                 "ema": ema.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                 "step": step,
             },
             checkpoint,
@@ -128,18 +135,19 @@ def train(
     model.train()
     saved = began = time.monotonic()
     for step in range(start, plan.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = plan.rate(step) * group["factor"]
+        for group in [group for optimiser in optimisers for group in optimiser.param_groups]:
+            group["lr"] = plan.rate(step) * group.get("factor", 1.0)
         noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 64 + rank)
         value, parts = loss(step, np.random.default_rng([plan.seed, step, rank]), noise)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         value.backward()
         if world > 1:
             _average_gradients(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         if not torch.isfinite(norm):
             raise SystemExit(f"{folder.name}: gradient not finite at step {step}; lower the rate")
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         ema.update_parameters(model)
         now = time.monotonic()
         if rank == 0 and step % plan.log_every == 0:

@@ -25,7 +25,7 @@ from tools.toybox.pool import Pool
 from tools.toybox.vae import to_unit
 
 BATCH, EMPTY, SNR_GAMMA, SNR_FLOOR = 16, 0.1, 5.0, 0.15
-PLAN = loop.Plan(steps=3400, lr=8e-4, warmup=100, hold=0.35, seed=4, save_seconds=240)  # of 2 processes
+PLAN = loop.Plan(steps=3000, lr=1e-3, warmup=100, hold=0.35, seed=4, save_seconds=240)  # of 2 processes
 
 
 class Denoiser(nn.Module):
@@ -161,4 +161,11 @@ def run(
         pool,
     )
     preview = partial(_preview, work / "unet", vae, tokenizer)
-    return loop.train(work / "unet", denoiser, loss, plan, preview, slower=denoiser.text_encoder)
+    matrices = [
+        weight
+        for name, weight in denoiser.unet.named_parameters()
+        if weight.ndim > 1 and not name.startswith(("conv_in", "conv_out"))
+    ]
+    return loop.train(
+        work / "unet", denoiser, loss, plan, preview, slower=denoiser.text_encoder, matrices=matrices
+    )
