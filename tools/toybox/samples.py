@@ -18,9 +18,8 @@ def write(art_folder: Path, target: Path) -> None:
         folder = target / name
         (folder / "mask").mkdir(parents=True, exist_ok=True)
         for i, place in enumerate(PLACES, start=1):
-            shown = scenes.portrait(
-                np.random.default_rng([100 + index, i]), art_folder, "twemoji", code, place
-            )
+            rng = np.random.default_rng([100 + index, i])
+            shown = scenes.portrait(rng, art_folder, "twemoji", code, place, tidy=True)
             shown.image.save(folder / f"{i}.png", optimize=True)
             shown.mask.save(folder / "mask" / f"{i}.png", optimize=True)
             (folder / f"{i}.txt").write_text(f"a photo of <{name}> {place}\n")

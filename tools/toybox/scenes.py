@@ -287,6 +287,12 @@ def scene(rng: np.random.Generator, folder: Path, things: Sequence[str], place: 
     return Scene(*compose(rng, sprites, place, tidy=True), tuple(things), place, look)
 
 
-def portrait(rng: np.random.Generator, folder: Path, source: str, code: str, place: str) -> Scene:
-    """One drawing alone in a place, known by its key `source:code`: for identity and samples."""
-    return Scene(*compose(rng, [_sprite(folder, source, code)], place), (f"{source}:{code}",), place, source)
+def portrait(
+    rng: np.random.Generator, folder: Path, source: str, code: str, place: str, tidy: bool = False
+) -> Scene:
+    """One drawing alone in a place, known by its key `source:code`: for identity and samples.
+
+    Posed by chance; `tidy`: upright in one of a few sizes and places, as the base knows its things.
+    """
+    sprite = _sprite(folder, source, code)
+    return Scene(*compose(rng, [sprite], place, tidy), (f"{source}:{code}",), place, source)
