@@ -44,7 +44,6 @@ def main(
         from pages.studio import Studio
 
         studio = Studio(library, output, base, bases, device)
-        studio.start()
         Jobs(studio.library).wake()  # what waited when the server was last stopped
         page = build(studio)
         try:
@@ -53,6 +52,7 @@ def main(
             raise InputError(
                 f"The page cannot be served at {host} ({error}): give another --port."
             ) from error
+        studio.start()  # not before the page is there: both are busy importing
         typer.echo(f"spectral-diffusion is at {url}  (Ctrl+C ends it; trainings go on)")
         page.block_thread()
 

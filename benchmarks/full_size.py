@@ -1,6 +1,6 @@
 """Files in and out at the full size of SD 1.5, random weights: sizes, seconds, and what diffusers makes of them.
 
-    python -m benchmarks.full_size [-o outputs/full_size.json] [--folder /tmp/full-size]
+    python -m benchmarks full_size [-o outputs/benchmarks/full_size.json] [--folder /tmp/full-size]
 
 Takes about 10 GB of memory and 5 GB of disk. The weights are random, so no picture means anything; what counts is
 that other people's code computes what ours computes from the same file.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.record import machine
+from benchmarks.sd15 import random_model
 from spectral_diffusion.base import Base, load_base, quiet
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.export import Options, export
@@ -37,16 +38,14 @@ RANK, SIDE = 8, 16  # of the concept; of the latents, small, for a CPU
 
 def random_base() -> Base:
     """A Stable Diffusion 1.5 of random weights, fp32."""
-    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 
-    torch.manual_seed(0)
-    configs = sd15_configs()
+    configs, model = sd15_configs(), random_model()
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_config(configs["vae"]),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+        text_encoder=model.text_encoder,
         tokenizer=clip_tokenizer(),
-        unet=UNet2DConditionModel.from_config(configs["unet"]),
+        unet=model.unet,
         scheduler=DDPMScheduler.from_config(configs["scheduler"]),
         safety_checker=None,
         feature_extractor=None,
@@ -57,20 +56,21 @@ def random_base() -> Base:
     return Base("random-sd15", pipeline)
 
 
-def random_concept(base: Base) -> Concept:
+def random_concept(base: Base, name: str = "rex", start: int = 0, rank: int = RANK) -> Concept:
     """An additive concept on all 176 layers: orthonormal columns, and numbers of a tenth of their size."""
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(1 + start)
 
     def matrix(rows: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(rows, RANK, generator=draw))[0]
+        return torch.linalg.qr(torch.randn(rows, rank, generator=draw))[0]
 
     layers = {}
     for key, layer in base.layers.items():
         out, width = layer.weight.shape[:2]
-        letters = {"U": matrix(out), "S": torch.ones(RANK), "V": matrix(width), "C": torch.full((RANK,), 0.1)}
+        letters = {"U": matrix(out), "S": torch.ones(rank), "V": matrix(width), "C": torch.full((rank,), 0.1)}
         layers[key] = {**letters, "A": 0.1 * matrix(out), "B": 0.1 * matrix(width)}
-    words = {token: 0.01 * torch.randn(1, 768, generator=draw) for token in tokens_of("rex")}
-    facts = ("rex", "dog", "additive", Slice(0, RANK), base.fingerprint, base.name, layers, words)
+    width = base.pipeline.text_encoder.config.hidden_size
+    words = {token: 0.01 * torch.randn(1, width, generator=draw) for token in tokens_of(name)}
+    facts = (name, "dog", "additive", Slice(start, rank), base.fingerprint, base.name, layers, words)
     return Concept(*facts).rounded()
 
 
@@ -101,8 +101,7 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     record: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}",
-        "threads": torch.get_num_threads(),
+        "machine": machine(),
     }
     with quiet(), timed(record, "making random weights"):
         whole = random_base()
@@ -140,7 +139,30 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     )
     pipeline.load_lora_weights(str(folder), weight_name=lora.name)
     record["load_lora_weights, error relative to the change"] = errors(answers(pipeline), wanted, bare)
+    pipeline.unload_lora_weights()
+    say("merging by LyCORIS")
+    with timed(record, "merging by LyCORIS"):
+        record["LyCORIS, layers"] = merge_by_lycoris(pipeline.unet, pipeline.text_encoder, lora)
+    record["LyCORIS, error relative to the change"] = errors(answers(pipeline), wanted, bare)
     return record
+
+
+def merge_by_lycoris(unet: nn.Module, text_encoder: nn.Module, lora: Path) -> int:
+    """Merges a kohya LoRA into both models' weights by a library of other people; the number of layers it found."""
+    from lycoris import LycorisNetwork, create_lycoris_from_weights
+
+    named = nn.Module()  # by the names of the original: `text_model.encoder…`
+    named.text_model = getattr(text_encoder, "text_model", text_encoder)
+    found, prefix = 0, LycorisNetwork.LORA_PREFIX
+    try:
+        for model, start in ((unet, "lora_unet"), (named, "lora_te")):
+            LycorisNetwork.apply_preset({"lora_prefix": start})
+            network, _ = create_lycoris_from_weights(1.0, str(lora), model)
+            network.merge_to()
+            found += len(network.loras)
+    finally:
+        LycorisNetwork.apply_preset({"lora_prefix": prefix})
+    return found
 
 
 def configs(base: Base, folder: Path) -> None:
@@ -158,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("outputs/full_size.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("outputs/benchmarks/full_size.json"))
     parser.add_argument("--folder", type=Path, help="where the model files go; a temporary folder by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

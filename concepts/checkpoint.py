@@ -44,7 +44,9 @@ def training_folder(library: Path, name: str) -> Path:
     return Path(library) / f"{name}-training"
 
 
-def recipe(settings: Settings, examples: Sequence[Example], fingerprint: str, owned: Slice) -> dict[str, Any]:
+def recipe(
+    settings: Settings, examples: Sequence[Example], fingerprint: str, owned: Slice | None
+) -> dict[str, Any]:
     """What must be the same for a training to go on; JSON-able, flat."""
     own = {key: value for key, value in asdict(settings).items() if key not in NEUTRAL}
     own["preview_prompts"] = list(settings.preview_prompts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectral_diffusion.card import read_card, width_of
+from spectral_diffusion.card import place_of, read_card, width_of
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.ledger import Entry, Ledger, Slice, ledger_files
@@ -29,7 +29,7 @@ class Listed:
 
     name: str
     state: str  # one of STATES
-    slice: Slice
+    slice: Slice | None  # None for a form that owns no columns
     fingerprint: str  # of the base
     base_name: str | None = None
     class_word: str | None = None
@@ -37,16 +37,27 @@ class Listed:
     size: int = 0  # bytes of the file
     identity: float | None = None
     thumbnail: Path | None = None
+    form: str | None = None
+    rank: int | None = None  # where a file tells it
+
+    @property
+    def place(self) -> str:
+        """Where it lives, in words: `columns 0..3`, or `lora of rank 4`."""
+        return place_of(self.form or "", self.slice, self.rank or 0)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The spectrum of one base and who owns what of it, by column. `width` is None where nothing tells it."""
+    """The spectrum of one base and who owns what of it, by column. `width` is None where nothing tells it.
+
+    `others` are concepts on the base that own no columns, by name.
+    """
 
     fingerprint: str
     base_name: str | None
     width: int | None
     owners: tuple[Listed, ...]
+    others: tuple[Listed, ...] = ()
 
     @property
     def title(self) -> str:
@@ -64,7 +75,7 @@ class Inventory:
 
     @property
     def concepts(self) -> tuple[Listed, ...]:
-        return tuple(listed for base in self.bases for listed in base.owners)
+        return tuple(listed for base in self.bases for listed in (*base.owners, *base.others))
 
 
 def take_stock(library: Path | str) -> Inventory:
@@ -79,6 +90,8 @@ def take_stock(library: Path | str) -> Inventory:
     owners, disagreements = _of_ledgers(ledgers, cards)
     claimed = {owner.file for owner in owners} | _spoken_for(library, ledgers)
     strays = {path: card for path, card in cards.items() if path not in claimed}
+    free = {path for path, card in strays.items() if card["slice"] is None and card["name"] == path.stem}
+    owners += [_of_file(path, strays.pop(path), "done") for path in sorted(free)]
     sentences = [_stray_sentence(path, card, owners) for path, card in strays.items()]
     owners += [_of_file(path, card, "unlisted") for path, card in strays.items()]
     bases = tuple(_columns(key, ledgers, cards, owners) for key in sorted({o.fingerprint for o in owners}))
@@ -172,10 +185,13 @@ _SENTENCES = {
 
 
 def _stray_sentence(path: Path, card: Mapping[str, Any], owners: Sequence[Listed]) -> str:
+    if card["slice"] is None:
+        return f"{path} holds a concept {card['name']}: import it, so that its file has its name."
     theirs = [
         f"{owner.name} ({owner.slice})"
         for owner in owners
         if owner.fingerprint == card["base_fingerprint"]
+        and owner.slice is not None
         and owner.slice.overlaps(card["slice"])
         and (owner.name, owner.state) != (card["name"], "reserved")
     ]
@@ -200,6 +216,8 @@ def _of_file(path: Path, card: Mapping[str, Any], state: str) -> Listed:
         size=card["size"],
         identity=float(identity) if isinstance(identity, int | float) else None,
         thumbnail=thumbnail(path.parent, path.stem, card["preview"]),
+        form=card["form"],
+        rank=card["rank"],
     )
 
 
@@ -219,8 +237,10 @@ def _columns(
     trained = [card for card in cards.values() if card["base_fingerprint"] == fingerprint]
     name = (ledger and ledger.base_name) or next((card["base_name"] for card in trained), None)
     width = (ledger and ledger.width) or min(map(width_of, trained), default=None)
-    mine = (replace(o, base_name=o.base_name or name) for o in owners if o.fingerprint == fingerprint)
-    return Columns(fingerprint, name, width, tuple(sorted(mine, key=lambda o: (o.slice, o.name))))
+    mine = [replace(o, base_name=o.base_name or name) for o in owners if o.fingerprint == fingerprint]
+    placed = sorted((o for o in mine if o.slice is not None), key=lambda o: (o.slice, o.name))
+    free = sorted((o for o in mine if o.slice is None), key=lambda o: o.name)
+    return Columns(fingerprint, name, width, tuple(placed), tuple(free))
 
 
 def thumbnail(library: Path, stem: str, preview: bytes | None) -> Path | None:

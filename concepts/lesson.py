@@ -156,7 +156,9 @@ class Lesson:
         predicted, answers, maps = self._answers(draw, scheduler.add_noise(draw.clean, noise, t), t)
         target = noise if self.kind == "epsilon" else scheduler.get_velocity(draw.clean, noise, t)
         errors = masked_mse(predicted, target, draw.weights)
-        errors = errors * snr_weight(self.alphas, t, self.settings.snr_gamma, self.kind)
+        errors = errors * snr_weight(
+            self.alphas, t, self.settings.snr_gamma, self.kind, self.settings.snr_floor
+        )
         concept, zero = (errors * draw.share.to(errors)).sum(), errors.new_zeros(())
         prior = self._prior_loss(answers, draw, whole) if len(draw.asked) else zero
         attention = self._attention_loss(maps, draw) if maps else zero

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from concepts.free_name import keep_file, refuse_listed
 from concepts.inventory import SUFFIX, Listed, drop_thumbnails, fits, take_stock
 from spectral_diffusion.card import read_card, width_of
 from spectral_diffusion.errors import DamagedFile, InputError, NameTaken, SliceTaken, SpectralError
@@ -55,8 +56,8 @@ def reserve(ledger: Ledger, name: str, rank: int, start: int | None = None) -> S
 
     Raises NameTaken if the library has the name, else as `Ledger.reserve`.
     """
-    _refuse_name_of_another_base(ledger, check_name(name))
-    _refuse_file(ledger.library / f"{name}{SUFFIX}", name)
+    refuse_name_of_another_base(ledger, check_name(name))
+    refuse_file(ledger.library / f"{name}{SUFFIX}", name)
     return ledger.reserve(name, rank, start)
 
 
@@ -82,9 +83,13 @@ def import_file(file: Path | str, library: Path | str, name: str | None = None) 
     here = target.exists() and target.samefile(file)
     as_it_is = here and read_card(file)["name"] == concept.name
     ledger = Ledger(library, concept.base_fingerprint, None, concept.base_name)
-    _refuse_name_of_another_base(ledger, concept.name)
+    refuse_name_of_another_base(ledger, concept.name)
     if not here:
-        _refuse_file(target, concept.name)
+        refuse_file(target, concept.name)
+    if concept.slice is None:
+        keep_file(ledger, concept, dtype, target, here and as_it_is)
+        _drop_old(file, target)
+        return find(library, concept.name)
     with ledger.holding(concept.name):
         known = ledger.entry(concept.name)
         lost = known is not None and (known.state, known.slice) == ("done", concept.slice)
@@ -96,9 +101,15 @@ def import_file(file: Path | str, library: Path | str, name: str | None = None) 
             concept.save(target, dtype)
         if not lost:
             ledger.finish(concept.name)
-    if not here and Path(file).resolve().parent == library.resolve():
-        Path(file).unlink()  # it lay in the library under a name that is not its own
+    _drop_old(file, target)
     return find(library, concept.name)
+
+
+def _drop_old(file: Path | str, target: Path) -> None:
+    """Deletes an imported file that lay in the library under a name that is not its own."""
+    file = Path(file)
+    if file.resolve().parent == target.parent.resolve() and not file.samefile(target):
+        file.unlink()
 
 
 def _opened(file: Path) -> tuple[Concept, torch.dtype]:
@@ -106,7 +117,7 @@ def _opened(file: Path) -> tuple[Concept, torch.dtype]:
     from spectral_diffusion.concept import DTYPES, Concept  # here, for it imports torch
 
     concept, card = Concept.load(file), read_card(file)
-    if concept.slice.end > width_of(card):
+    if concept.slice is not None and concept.slice.end > width_of(card):
         raise DamagedFile(f"{file} is damaged: its layers have no columns {concept.slice}.")
     return concept, DTYPES[card["dtype"]]
 
@@ -150,13 +161,21 @@ def remove(library: Path | str, name: str, base: str | None = None) -> Listed:
         return listed
     ledger = Ledger(library, listed.fingerprint, None)
     with ledger.holding(name):
+        if listed.slice is None:
+            _delete(library, name)
+            return listed
         if listed.state in ("done", "missing", "damaged", "training", "stopped"):
-            (library / f"{name}{SUFFIX}").unlink(missing_ok=True)
-            for folder in FOLDERS:
-                shutil.rmtree(library / f"{name}{folder}", ignore_errors=True)
-            drop_thumbnails(library, name)
+            _delete(library, name)
         ledger.free(name)
     return listed
+
+
+def _delete(library: Path, name: str) -> None:
+    """Deletes a concept's file, the folders beside it and its thumbnails."""
+    (library / f"{name}{SUFFIX}").unlink(missing_ok=True)
+    for folder in FOLDERS:
+        shutil.rmtree(library / f"{name}{folder}", ignore_errors=True)
+    drop_thumbnails(library, name)
 
 
 def rename(library: Path | str, old: str, new: str) -> Listed:
@@ -172,11 +191,16 @@ def rename(library: Path | str, old: str, new: str) -> Listed:
             f"{old} cannot be renamed while it is {listed.state}: see `python -m concepts list`."
         )
     ledger = Ledger(library, listed.fingerprint, None)
-    _refuse_name_of_another_base(ledger, check_name(new))
-    _refuse_file(library / f"{new}{SUFFIX}", new)
+    refuse_name_of_another_base(ledger, check_name(new))
+    refuse_file(library / f"{new}{SUFFIX}", new)
     if listed.file is not None:
         _opened(listed.file)[0].renamed(new)  # what would stop the files from following stops it here
     with ledger.holding(old, new):
+        if listed.slice is None:
+            # killed between save and delete it is there under both names, each whole: remove one
+            refuse_listed(ledger, new)
+            _move(ledger.library, old, new)
+            return find(library, new)
         entry = ledger.rename(old, new)
         if entry.was is not None:
             _follow(ledger, entry, entry.was)
@@ -185,19 +209,27 @@ def rename(library: Path | str, old: str, new: str) -> Listed:
 
 def _follow(ledger: Ledger, entry: Entry, old: str) -> None:
     """The files of a renamed concept follow its ledger entry; done twice, it does no more than once."""
-    source, target = (ledger.library / f"{name}{SUFFIX}" for name in (old, entry.name))
+    source = ledger.library / f"{old}{SUFFIX}"
     if source.exists():
-        concept, dtype = _opened(source)
+        concept, _ = _opened(source)
         if (concept.base_fingerprint, concept.slice) != (ledger.fingerprint, entry.slice):
             raise DamagedFile(
                 f"{source} is not the concept that is being renamed to {entry.name}: move it elsewhere."
             )
-        concept.renamed(entry.name).save(target, dtype)
+    _move(ledger.library, old, entry.name)
+    ledger.settle(entry.name)
+
+
+def _move(library: Path, old: str, new: str) -> None:
+    """A concept's file under another name, the words inside too, with what lies beside it."""
+    source = library / f"{old}{SUFFIX}"
+    if source.exists():
+        concept, dtype = _opened(source)
+        concept.renamed(new).save(library / f"{new}{SUFFIX}", dtype)
         source.unlink()
     for folder in FOLDERS:
-        _move_folder(ledger.library / f"{old}{folder}", ledger.library / f"{entry.name}{folder}")
-    drop_thumbnails(ledger.library, old)
-    ledger.settle(entry.name)
+        _move_folder(library / f"{old}{folder}", library / f"{new}{folder}")
+    drop_thumbnails(library, old)
 
 
 def _move_folder(source: Path, target: Path) -> None:
@@ -262,12 +294,12 @@ def _sweep(library: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _refuse_file(path: Path, name: str) -> None:
+def refuse_file(path: Path, name: str) -> None:
     if path.exists():
         raise NameTaken(f"{path} exists already: give another name than {name}, or remove it first.")
 
 
-def _refuse_name_of_another_base(ledger: Ledger, name: str) -> None:
+def refuse_name_of_another_base(ledger: Ledger, name: str) -> None:
     """A library has one file for each name, whatever the base."""
     for path in ledger_files(ledger.library):
         if path != ledger.path and (entry := Ledger.at(path).entry(name)) is not None:

@@ -80,18 +80,40 @@ def map_(
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A concept file, from another library or copied into this one.")
+        Path, typer.Argument(help="A concept file, from another library or copied into this one, or a LoRA.")
     ],
-    name: Annotated[str | None, typer.Option("--as", help="Call it, and its words, otherwise.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--as", "--name", help="Call it, and its words, otherwise; a LoRA has no name yet."),
+    ] = None,
     library: Library = LIBRARY,
+    class_word: Annotated[str | None, typer.Option("--class", help="Of a LoRA: what it shows.")] = None,
+    trigger: Annotated[
+        str | None,
+        typer.Option(help="Of a LoRA: the words it was trained with, which <name> stands for [the class]."),
+    ] = None,
+    base: Annotated[str, typer.Option(help="Of a LoRA: the base it is used with, as for train.")] = "toybox",
 ) -> None:
-    """Make a concept file part of the library, after checking it and its columns."""
+    """Make a concept file, or somebody's LoRA for Stable Diffusion 1.x, part of the library, after checking it."""
     with errors_to_exit_code():
         from concepts.library import import_file, repair
+        from concepts.lora_import import import_lora, is_lora
 
+        lora = is_lora(file)
+        if lora and not (name and class_word):
+            raise InputError(
+                f"{file} is a LoRA: give it a --name, and with --class the plain word for what it shows."
+            )
+        if not lora and (class_word or trigger):
+            raise InputError(
+                f"{file} is a concept, which knows its class and words: leave --class and --trigger out."
+            )
         repair(library)
-        listed = import_file(file, library, name)
-        typer.echo(f"{listed.file}: columns {listed.slice}, write <{listed.name}> in prompts")
+        if lora:
+            listed = import_lora(file, library, base, name, class_word, trigger)
+        else:
+            listed = import_file(file, library, name)
+        typer.echo(f"{listed.file}: {listed.place}, write <{listed.name}> in prompts")
 
 
 def rename(
@@ -105,7 +127,7 @@ def rename(
 
         _mended_stock(library)
         listed = run(library, old, new)
-        typer.echo(f"{old} is {new} now: columns {listed.slice}, write <{new}> in prompts")
+        typer.echo(f"{old} is {new} now: {listed.place}, write <{new}> in prompts")
 
 
 def remove(
@@ -123,9 +145,10 @@ def remove(
         listed = find(library, name, base)
         what = listed.file or f"the {listed.state} slice of {name}"
         if not yes:
-            _ask(f"Remove {what}, columns {listed.slice} of {listed.base_name or listed.fingerprint[:12]}?")
+            _ask(f"Remove {what}, {listed.place} of {listed.base_name or listed.fingerprint[:12]}?")
         run(library, name, base)
-        typer.echo(f"{name} is removed: columns {listed.slice} are free")
+        freed = "" if listed.slice is None else f": columns {listed.slice} are free"
+        typer.echo(f"{name} is removed{freed}")
 
 
 def reserve(

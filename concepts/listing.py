@@ -28,7 +28,7 @@ def _row(listed: Listed) -> tuple[str, ...]:
         listed.name,
         listed.class_word or "-",
         printable(listed.base_name or listed.fingerprint[:12]),
-        str(listed.slice),
+        str(listed.slice or listed.form),
         file_size(listed.size) if listed.file else "-",
         "-" if listed.identity is None else f"{listed.identity:.2f}",
         listed.state,
@@ -61,8 +61,8 @@ def listed_data(listed: Listed) -> dict[str, Any]:
         "state": listed.state,
         "base": listed.base_name,
         "fingerprint": listed.fingerprint,
-        "start": listed.slice.start,
-        "rank": listed.slice.rank,
+        "start": None if listed.slice is None else listed.slice.start,
+        "rank": listed.rank if listed.slice is None else listed.slice.rank,
         "size": listed.size,
         "identity": listed.identity,
         "file": None if listed.file is None else str(listed.file),
@@ -83,7 +83,10 @@ def page(listed: Listed, card: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"<{listed.name}>  {listed.class_word or ''}".rstrip()
     yield _fact("state", listed.state)
     yield _fact("base", f"{printable(listed.base_name or 'unknown')} ({listed.fingerprint[:12]})")
-    yield _fact("columns", f"{listed.slice} (rank {listed.slice.rank})")
+    if listed.slice is None:
+        yield _fact("columns", f"none ({listed.place})")
+    else:
+        yield _fact("columns", f"{listed.slice} (rank {listed.slice.rank})")
     if card is None:
         return
     shape = next(iter(card["words"].values()))

@@ -25,18 +25,19 @@ def masked_mse(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tens
 
 
 def snr_weight(
-    alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0, kind: str = "epsilon"
+    alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0, kind: str = "epsilon", floor: float = 0.0
 ) -> Tensor:
     """min-SNR weights (batch,) of noise (`epsilon`) or velocity (`v_prediction`) losses (Hang et al., 2023).
 
     `gamma` 0 is off: all ones. The loss on the noise is SNR times that on the picture, the loss on v is
-    SNR + 1 times that, hence the divisors.
+    SNR + 1 times that, hence the divisors. `floor` is the least that an error of the picture counts, however
+    deep in the noise: min-SNR gives what is decided there (which thing, how large, where) next to nothing.
     """
     alpha = alphas_cumprod[timesteps]
     if not gamma:
         return alpha.new_ones(alpha.shape)
     snr = alpha / (1 - alpha)
-    return snr.clamp(max=gamma) / (snr + 1 if kind == "v_prediction" else snr)
+    return (snr.clamp(max=gamma) + floor) / (snr + 1 if kind == "v_prediction" else snr)
 
 
 def exploding(losses: Sequence[float]) -> bool:

@@ -12,8 +12,9 @@ from concepts.settings import Settings
 GB = 2**30
 _MB = 2**20
 UNET, TEXT_ENCODER, VAE = 859_520_964, 123_060_480, 83_653_863  # parameters
-PER_RANK = 273_200  # trained numbers of an additive adapter over all 176 layers (paper: 2,185,600 at rank 8)
-LAYERS = 176
+# trained numbers of an additive adapter of rank 1 (paper: 2,185,600 at rank 8 over attention), and layers
+PER_RANK = {"attention": 273_200, "feed_forward": 266_936, "proj": 49_952}
+LAYERS = {"attention": 176, "feed_forward": 56, "proj": 32}
 KEPT = 853 * _MB  # a row of the batch, in half precision
 KEPT_RECOMPUTING = (
     143 * _MB
@@ -46,9 +47,10 @@ def estimate(settings: Settings) -> float:
 
 def trained_bytes(settings: Settings) -> float:
     """Bytes of the trained numbers, their slice of the spectrum, gradients, moments and running mean."""
-    r = settings.rank
-    slices = PER_RANK * r
-    numbers = slices if settings.form == "additive" else LAYERS * (2 * r * r + r)
+    r, targets = settings.rank, settings.targets.split("+")
+    slices = r * sum(PER_RANK[target] for target in targets)
+    turned = sum(LAYERS[target] for target in targets) * (2 * r * r + r)
+    numbers = turned if settings.form == "rotational" else slices
     moments = _ADAM.get(settings.optimiser, 8)
     return 4 * slices + numbers * (8 + moments + (4 if settings.ema else 0))
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from concepts.captions import CaptionRules
+from spectral_diffusion.base import check_targets
+from spectral_diffusion.card import FREE_FORMS
 from spectral_diffusion.errors import InputError, NameTaken
 from spectral_diffusion.ledger import Slice, check_name
 
-FORMS = ("additive", "rotational")
+SPECTRAL_FORMS = ("additive", "rotational")
+FORMS = (*SPECTRAL_FORMS, *FREE_FORMS)
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 # "tenth" is ours: warm-up, then linear to a tenth of the rate; the others are diffusers'
 SCHEDULES = (
@@ -46,6 +49,7 @@ _FROM_ZERO = (
     "clip",
     "ema",
     "snr_gamma",
+    "snr_floor",
     "noise_offset",
     "prior_weight",
     "class_weight",
@@ -76,16 +80,19 @@ class Settings:
     # the slice
     rank: int = 4
     start: int | None = None  # first column of the slice; None: the next free one of the ledger
-    form: Literal["additive", "rotational"] = "additive"
+    # how the weights change; lora and orthogonal own no slice: orthogonal trains the output side of a random basis
+    form: Literal["additive", "rotational", "lora", "orthogonal"] = "additive"
+    targets: str = "attention"  # with feed_forward and proj (proj_in, proj_out), joined by +
     isolated: bool = False  # keep A and B off the other reserved columns; additive only
     reserved: int | None = None  # columns from the top that concepts share out; needed by isolated
     slice_aware: bool = True  # let deep slices learn as fast as the top one
+    scatter: int | None = None  # for experiments: take the slice of the columns shuffled by this seed
     layerwise: bool = False  # one embedding per cross-attention layer for each word, instead of one
     # the steps
     steps: int = 160
     batch: int = 4  # photos of one forward pass, over all processes together
     accumulate: int = 1  # forward passes of one step
-    weight_rate: float = 1e-3  # of UNet and text encoder
+    weight_rate: float = 3e-3  # of UNet and text encoder
     unet_rate: float | None = None  # instead of weight_rate; 0 leaves the UNet as it is
     text_rate: float | None = None  # instead of weight_rate; 0 leaves the text encoder as it is
     word_rate: float = 1e-2  # 0 leaves the words as they start
@@ -100,6 +107,7 @@ class Settings:
     ema: float = 0.0  # decay of the running mean of the trained numbers; 0 is off
     # the loss
     snr_gamma: float = 5.0  # of min-SNR weights; 0 is off
+    snr_floor: float = 0.15  # least weight of a picture's error however deep in the noise; with snr_gamma
     noise_offset: float = 0.0
     prior_weight: float = 5.0  # 0 switches the teacher prior off
     prior_batch: int = 4
@@ -108,8 +116,8 @@ class Settings:
     class_batch: int = 4
     class_weight: float = 1.0
     # the photos
-    crops: int = 6  # jittered crops of each photo, encoded once
-    flip: bool = True  # mirror every other crop
+    crops: int = 1  # views of each photo, encoded once: the whole one, then jittered crops of it
+    flip: bool = False  # mirror every other view; not for what has a left and a right
     sample_latents: bool = False  # draw from the VAE's answer anew at each step, instead of its mean
     buckets: bool = False  # keep each photo near its own shape instead of a square
     caption_kind: Literal["object", "style", "person"] = "object"
@@ -144,6 +152,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_name(self.name)
         Slice(self.start or 0, self.rank)  # checks both
+        check_targets(self.targets)
         self.captions  # noqa: B018 - checks itself when built
         self._check_ranges()
         self._check_choices()
@@ -154,6 +163,11 @@ class Settings:
         """Learning rate of each part: `unet`, `text_encoder`, `words`; 0 means the part is not trained."""
         unet, text = (self.weight_rate if r is None else r for r in (self.unet_rate, self.text_rate))
         return {"unet": unet, "text_encoder": text, "words": self.word_rate}
+
+    @property
+    def owns_slice(self) -> bool:
+        """Whether the concept gets columns of the spectrum, and a line of the ledger."""
+        return self.form in SPECTRAL_FORMS
 
     @property
     def captions(self) -> CaptionRules:
@@ -209,6 +223,18 @@ def _contradictions(s: Settings) -> tuple[tuple[bool, str], ...]:
         (
             s.isolated and s.form == "rotational",
             "isolated and form = rotational contradict: a rotation never leaves its slice, leave isolated out.",
+        ),
+        (
+            s.form in FREE_FORMS and s.isolated,
+            f"isolated and form = {s.form} contradict: only a slice can be kept off others, leave isolated out.",
+        ),
+        (
+            s.form == "lora" and s.start is not None,
+            "start and form = lora contradict: a LoRA owns no columns, leave start out.",
+        ),
+        (
+            s.scatter is not None and (s.isolated or s.form in FREE_FORMS),
+            "scatter shuffles the columns of a slice: it goes with neither isolated nor a form without a slice.",
         ),
         (
             s.isolated and s.reserved is None,

@@ -38,10 +38,15 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A TOML file of values, over the preset's.")] = None,
     rank: Annotated[int | None, typer.Option(help="Columns of the spectrum the concept gets [4].")] = None,
     start: Annotated[int | None, typer.Option(help="First column [the next free slice].")] = None,
-    form: Annotated[str | None, typer.Option(help="additive or rotational [additive].")] = None,
+    form: Annotated[
+        str | None, typer.Option(help="additive, rotational, lora or orthogonal [additive].")
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="attention, feed_forward, proj, or some joined by + [attention].")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps [160].")] = None,
     batch: Annotated[int | None, typer.Option(help="Photos in a step, over all processes [4].")] = None,
-    weight_rate: Annotated[float | None, typer.Option(help="Learning rate of the weights [1e-3].")] = None,
+    weight_rate: Annotated[float | None, typer.Option(help="Learning rate of the weights [3e-3].")] = None,
     word_rate: Annotated[float | None, typer.Option(help="Learning rate of the words [1e-2].")] = None,
     layerwise: Annotated[
         bool | None,
@@ -72,6 +77,7 @@ def train(
     """Train one concept from photos into one file of the library; the same command goes on after a stop."""
     named = {
         "name": name, "class_word": class_word, "rank": rank, "start": start, "form": form, "steps": steps,
+        "targets": targets,
         "batch": batch, "weight_rate": weight_rate, "word_rate": word_rate, "layerwise": layerwise,
         "prior_weight": prior_weight, "keep_best": keep_best, "seed": seed,
     }  # fmt: skip
@@ -204,7 +210,7 @@ def _class_photos(settings: Settings, size: int) -> list[Any]:
 
 def _tell(trained: Trained) -> None:
     card = trained.concept.card
-    typer.echo(f"{trained.path}: columns {trained.concept.slice}, write {trained.concept.trigger} in prompts")
+    typer.echo(f"{trained.path}: {trained.concept.place}, write {trained.concept.trigger} in prompts")
     if "identity" in card:
         alike = card["identity_of_photos"]
         among = "" if alike is None else f" (the photos among themselves: {alike:.2f})"

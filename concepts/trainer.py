@@ -20,6 +20,7 @@ from concepts import checkpoint, previews
 from concepts.adapter import ADAPTER, adapted, collect
 from concepts.course import Course
 from concepts.dataset import Example
+from concepts.free_name import FreeName
 from concepts.interrupt import STOP_FILE, Stopped
 from concepts.lesson import PREDICTIONS, Lesson
 from concepts.logs import opened
@@ -146,7 +147,7 @@ class _Training:
         self.path = library / f"{settings.name}.safetensors"
 
     def run(self) -> Trained:
-        ledger = Ledger(self.library, self.base.fingerprint, self.base.width, self.base.name)
+        ledger = self._ledger()
         owned, new = self.world.first(lambda: self._take(ledger))
         try:
             # a file that is there already was written by a run that was killed before the ledger's last line
@@ -162,8 +163,15 @@ class _Training:
             ledger.close()
         return Trained(self.path, concept, sorted((self.folder / "previews").glob("step-*.png")))
 
-    def _take(self, ledger: Ledger) -> tuple[Slice, bool]:
-        """The slice, and whether it was new to the ledger. Throws an old training away if asked to."""
+    def _ledger(self) -> Ledger | FreeName:
+        ledger = Ledger(self.library, self.base.fingerprint, self.base.width, self.base.name)
+        return ledger if self.settings.owns_slice else FreeName(ledger)
+
+    def _take(self, ledger: Ledger | FreeName) -> tuple[Slice | None, bool]:
+        """The slice (None for a form without one), and whether it was new to the ledger.
+
+        Throws an old training away if asked to.
+        """
         name, options = self.settings.name, self.options
         if options.restart or not checkpoint.checkpoints(self.folder):
             free_path(self.library, name)
@@ -179,7 +187,7 @@ class _Training:
         (self.folder / STOP_FILE).unlink(missing_ok=True)  # meant for an earlier run
         return owned, name not in states
 
-    def _finished(self, ledger: Ledger, concept: Concept | None) -> Concept:
+    def _finished(self, ledger: Ledger | FreeName, concept: Concept | None) -> Concept:
         """The concept with its figures, in its file; the slice is its own and the checkpoints are gone."""
         if concept is None:
             concept = Concept.load(self.path)
@@ -193,7 +201,7 @@ class _Training:
             log.write(event="done", step=concept.card.get("step", self.settings.steps), file=str(self.path))
         return concept
 
-    def _give_up(self, ledger: Ledger, new: bool) -> None:
+    def _give_up(self, ledger: Ledger | FreeName, new: bool) -> None:
         """Frees what is worth nothing; a good checkpoint keeps its slice."""
         if checkpoint.checkpoints(self.folder):
             return
@@ -201,7 +209,7 @@ class _Training:
         if new:  # other settings may ask for another rank
             ledger.free(self.settings.name)
 
-    def _taught(self, owned: Slice) -> Concept:
+    def _taught(self, owned: Slice | None) -> Concept:
         """The concept after all steps, rounded as its file will be."""
         s, b = self.settings, self.base
         prior = self.world.first(self._prior) if s.prior_weight else None
@@ -224,7 +232,7 @@ class _Training:
         facts = (s.name, s.class_word, s.form, owned, b.fingerprint, b.name)
         return Concept(*facts, layers, rows, card).rounded()
 
-    def _session(self, course: Course, owned: Slice, log: Any) -> Session:
+    def _session(self, course: Course, owned: Slice | None, log: Any) -> Session:
         s, words = self.settings, course.lesson.words
         photos = [*self.examples, *self.class_examples]
         measure = None

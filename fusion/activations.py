@@ -131,18 +131,24 @@ def watched(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None])
             one.remove()
 
 
-def record(base: Base, fused: Fused | None, subjects: Sequence[str], how: Recording) -> dict[str, Tensor]:
-    """The moments of every adapted layer of `base` while it reads and draws the prompts about `subjects`.
+def record(
+    base: Base,
+    fused: Fused | None,
+    subjects: Sequence[str],
+    how: Recording,
+    layers: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Tensor]:
+    """The moments of `layers` of `base` (attention if None) while it reads and draws the prompts about `subjects`.
 
     `fused`: the concept alone, and `subjects` its trigger; None for neutral runs, whose tokens all count and
     which also read the empty prompt.
     """
-    meter = Meter()
+    meter, layers = Meter(), base.layers if layers is None else layers
     prompts = [prompt.format(subject) for subject in subjects for prompt in how.prompts]
     with applied(base, fused) as words, torch.no_grad():
         for prompt in prompts if fused else ["", *prompts]:
-            _read(base, words, expand(prompt, fused.names if fused else ()), how, meter)
-    drawing = {key: layer for key, layer in base.layers.items() if not _reads_text(key)}
+            _read(base, words, expand(prompt, fused.names if fused else ()), how, meter, layers)
+    drawing = {key: layer for key, layer in layers.items() if not _reads_text(key)}
 
     def see(layer: str, x: Tensor) -> None:
         # rows of the guided batch: first those without the prompt, then those with it
@@ -159,9 +165,11 @@ def _reads_text(layer: str) -> bool:
     return layer.startswith("text_encoder.") or layer.endswith(("attn2.to_k", "attn2.to_v"))
 
 
-def _read(base: Base, words: Words, prompt: str, how: Recording, meter: Meter) -> None:
+def _read(
+    base: Base, words: Words, prompt: str, how: Recording, meter: Meter, layers: Mapping[str, nn.Module]
+) -> None:
     """Text encoder and keys and values of cross-attention, on one expanded prompt."""
-    text = {key: layer for key, layer in base.layers.items() if key.startswith("text_encoder.")}
+    text = {key: layer for key, layer in layers.items() if key.startswith("text_encoder.")}
     here = _counted(words, prompt, how.text_tokens)
     with watched(text, lambda layer, x: meter.add(layer, x[:, here.to(x.device)])):
         hidden = words.encode(base.pipeline.text_encoder, [prompt])
@@ -195,36 +203,43 @@ def gather(
     One file per concept, base and recording below `cache` (the user's cache folder if None). Raises BaseMismatch.
     """
     how, folder = how or Recording(), cache or default_cache_dir().parent / "moments"
+    touched = {layer for part in parts for layer in part.layers()}
+    layers = {key: layer for key, layer in base.adaptable.items() if key in base.layers or key in touched}
     own = {}
     for done, part in enumerate(parts):
         (member,) = part.members
         part.check_base(base)
         alone = replace(part, members=(replace(member, strength=1.0, blocks={}, on=True),))
-        run = _once(folder, f"{member.name}-{member.sha256[:16]}", base, how)
-        own[member.name] = run(lambda alone=alone, name=member.name: record(base, alone, [f"<{name}>"], how))
+        run = _once(folder, f"{member.name}-{member.sha256[:16]}", base, how, layers)
+        own[member.name] = run(
+            lambda alone=alone, name=member.name: record(base, alone, [f"<{name}>"], how, layers)
+        )
         if progress:
             progress(done + 1, len(parts) + 1)
     classes = sorted({word for part in parts for word in part.classes.values()})
     tag = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
     plain = [f"a {word}" for word in classes]
-    neutral = _once(folder, f"neutral-{tag}", base, how)(lambda: record(base, None, plain, how))
+    neutral = _once(folder, f"neutral-{tag}", base, how, layers)(
+        lambda: record(base, None, plain, how, layers)
+    )
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return Recorded(own, neutral, how)
 
 
 def _once(
-    folder: Path, name: str, base: Base, how: Recording
+    folder: Path, name: str, base: Base, how: Recording, layers: Mapping[str, nn.Module]
 ) -> Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]:
     """Runs what it is given and keeps the result, or reads what it kept; a damaged cache is made again."""
-    path = folder / f"{name}-{base.fingerprint[:12]}-{how.key}.safetensors"
+    more = f"-{len(layers)}" if layers.keys() != base.layers.keys() else ""
+    path = folder / f"{name}-{base.fingerprint[:12]}-{how.key}{more}.safetensors"
     header = {"base_fingerprint": base.fingerprint, "recording": how.key}
 
     def run(make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         if path.exists():
             try:
                 tensors, found = load_tensors(path, kind=_KIND)
-                if found == header and tensors.keys() == base.layers.keys():
+                if found == header and tensors.keys() == layers.keys():
                     return tensors
             except (DamagedFile, InputError):
                 pass  # a cache is only a convenience

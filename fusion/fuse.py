@@ -58,10 +58,41 @@ def fuse(
     Raises InputError (nothing to fuse, a name twice, an unknown method, option or strength, inputs that are not
     recorded), BaseMismatch or SliceTaken.
     """
-    strengths, chosen = dict(strengths or {}), method_of(method)
-    options = check_options(method, options or {})
-    parts = [_part(concept) for concept in concepts]
+    strengths, options = dict(strengths or {}), check_options(method, options or {})
+    parts = [as_part(concept) for concept in concepts]
     check_together(parts)
+    return _fused(parts, strengths, method, options, norm_control, recorded)
+
+
+def fuse_regardless(
+    concepts: Sequence[Concept | Fused],
+    strengths: Mapping[str, float] | None = None,
+    method: str = "spectral",
+    *,
+    options: Mapping[str, Any] | None = None,
+    norm_control: bool | float | None = None,
+    recorded: Recorded | None = None,
+) -> Fused:
+    """`fuse` for experiments: concepts in the same slice, or in scattered columns, are fused as well.
+
+    What comes out is there to be measured against what disjoint slices give; nothing else is promised.
+    """
+    parts = [concept if isinstance(concept, Fused) else Fused.of(concept) for concept in concepts]
+    check_together(parts, overlap=True)
+    return _fused(
+        parts, dict(strengths or {}), method, check_options(method, options or {}), norm_control, recorded
+    )
+
+
+def _fused(
+    parts: Sequence[Fused],
+    strengths: Mapping[str, float],
+    method: str,
+    options: Mapping[str, Any],
+    norm_control: bool | float | None,
+    recorded: Recorded | None,
+) -> Fused:
+    chosen = method_of(method)
     if unknown := sorted(set(strengths) - {part.names[0] for part in parts}):
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")
     if chosen.needs_inputs and recorded is None:
@@ -77,7 +108,13 @@ def fuse(
     return replace(fused, made=made).with_norm_cap(_cap(norm_control, chosen.norm_cap))
 
 
-def _part(concept: Concept | Fused) -> Fused:
+def as_part(concept: Concept | Fused) -> Fused:
+    """The fused file of one. Raises InputError for one of several, or a concept in scattered columns."""
+    if isinstance(concept, Concept) and concept.card.get("settings", {}).get("scatter") is not None:
+        raise InputError(
+            f"{concept.name} was trained for an experiment, in columns from all over the spectrum: train it again "
+            "without scatter."
+        )
     part = concept if isinstance(concept, Fused) else Fused.of(concept)
     if len(part.members) != 1:
         raise InputError(
@@ -94,11 +131,11 @@ def _cap(wish: bool | float | None, default: float | None) -> float | None:
     return wish
 
 
-def check_together(concepts: Sequence[Concept | Fused]) -> None:
-    """Raises unless the concepts share one base, have different names and own disjoint slices."""
+def check_together(concepts: Sequence[Concept | Fused], overlap: bool = False) -> None:
+    """Raises unless the concepts share one base, have different names and own disjoint slices (or may `overlap`)."""
     if not concepts:
         raise InputError("There is nothing to fuse: name at least one concept.")
-    parts = [_part(concept) for concept in concepts]
+    parts = [concept if overlap and isinstance(concept, Fused) else as_part(concept) for concept in concepts]
     twice = [name for name, count in Counter(part.names[0] for part in parts).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice: name every concept once.")
@@ -109,7 +146,7 @@ def check_together(concepts: Sequence[Concept | Fused]) -> None:
                 f"{two.base_name} ({two.base_fingerprint[:12]}): only concepts of one base can be fused."
             )
         mine, theirs = one.members[0].slice, two.members[0].slice
-        if mine and theirs and mine.overlaps(theirs):
+        if not overlap and mine and theirs and mine.overlaps(theirs):
             raise SliceTaken(
                 f"{one.names[0]} (columns {mine}) and {two.names[0]} (columns {theirs}) overlap: "
                 f"train {two.names[0]} again {_way_out(parts, two)}."

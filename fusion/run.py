@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fusion.activations import Recording, gather
-from fusion.fuse import fuse, open_concepts
+from fusion.fuse import as_part, fuse, open_concepts
 from fusion.methods import check_options, method_of
 from fusion.recipe import Ingredient, Recipe
 from spectral_diffusion.base import Base
@@ -63,7 +63,7 @@ def _part(one: Ingredient, libraries: Sequence[Path | str], base: Callable[[], B
         (concept,) = [Concept.load(one.file)] if one.file else open_concepts([one.name], files)
         if concept.name != one.name:
             raise InputError(f"{one.file or one.name} holds the concept {concept.name}, not {one.name}.")
-        part = Fused.of(concept)
+        part = as_part(concept)
     part = part.with_strengths({one.name: one.strength})
     if one.sha256 and part.members[0].sha256 != one.sha256:
         raise InputError(

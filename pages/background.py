@@ -1,8 +1,9 @@
-"""Slow work in a thread of its own, so that the page shows how far it is and can interrupt it."""
+"""Slow work in a thread of its own, so that the page shows how far it is and can interrupt it; turns at the base."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, Queue
@@ -11,11 +12,59 @@ from typing import Any, TypeVar
 from spectral_diffusion.errors import SpectralError
 
 T = TypeVar("T")
+# of a page's handlers that wait for turns at the base: so many wait there, more in the queue of gradio
+AT_ONCE = {"concurrency_id": "base", "concurrency_limit": 8}
 _PATIENCE = 0.2  # seconds between two looks at what the thread says
 
 
 class Interrupted(SpectralError):
     """The user asked for no more."""
+
+
+class Turns:
+    """Lets one at a time have the base, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._moved = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def taken(self, tell: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
+        """A turn; `tell` is called now and then while others have theirs, and may raise to give it up.
+
+        Yields a function that lets everybody who waits go first: for long work, between two of its parts.
+        """
+        ticket = object()
+
+        def others_first() -> None:
+            self._move(ticket, out=True, back=True)
+            while not self._reached(ticket):
+                tell()
+
+        self._move(ticket, back=True)
+        try:
+            while not self._reached(ticket):
+                tell()
+            yield others_first
+        finally:
+            self._move(ticket, out=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody has a turn."""
+        return bool(self._waiting)
+
+    def _move(self, ticket: object, out: bool = False, back: bool = False) -> None:
+        with self._moved:
+            if out:
+                self._waiting.remove(ticket)
+            if back:
+                self._waiting.append(ticket)
+            self._moved.notify_all()
+
+    def _reached(self, ticket: object) -> bool:
+        with self._moved:
+            return self._moved.wait_for(lambda: self._waiting[0] is ticket, timeout=_PATIENCE)
 
 
 class Stops:
@@ -76,17 +125,6 @@ def telling(work: Callable[[Callable[[T], None]], Any], stop: threading.Event) -
         stop.set()
     if failure:
         raise failure[0]
-
-
-@contextmanager
-def turn(lock: threading.Lock, tell: Callable[[], None]) -> Iterator[None]:
-    """Holds `lock`, calling `tell` now and then while waiting for it, which may raise."""
-    while not lock.acquire(timeout=_PATIENCE):
-        tell()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _waiting(told: Queue[T]) -> list[T]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pages.jobs import Job
+from pages.paint import mask_file
 
 if TYPE_CHECKING:
     from spectral_diffusion.request import Request
@@ -48,6 +49,8 @@ def generate_command(file: Path | None, base: str, request: Request, output: Pat
     words += [f"--strength={name}={value:g}" for name, value in request.strengths.items()]
     for region in request.regions:
         place = ",".join(f"{side:g}" for side in region.box or ())
+        if region.mask:
+            place = str(mask_file(region.mask, output / "masks"))
         words += [f"--region={place}: {region.prompt}", f"--feather={region.feather:g}"]
     return shlex.join([*words, f"--output={output}"])
 
@@ -70,12 +73,32 @@ def fuse_command(
 
 
 def report_command(
-    file: Path, page: Path, photos: Mapping[str, Path], base: str, seeds: int, steps: int
+    file: Path, page: Path, photos: Mapping[str, Path], library: Path, base: str, seeds: int, steps: int
 ) -> str:
     """`python -m fusion report …`."""
     given = [f"--photos={name}={folder}" for name, folder in photos.items()]
-    how = [f"--base={base}", f"--seeds={seeds}", f"--steps={steps}", f"--output={page}"]
+    how = [
+        f"--seeds={seeds}",
+        f"--steps={steps}",
+        f"--library={library}",
+        f"--base={base}",
+        f"--output={page}",
+    ]
     return shown("-m", "fusion", "report", file, *given, *how)
+
+
+def bake_command(file: Path, folder: Path, base: str) -> str:
+    """`python -m fusion bake …`."""
+    return shown("-m", "fusion", "bake", file, f"--base={base}", f"--output={folder}")
+
+
+def compare_command(
+    names: Sequence[str], photos: Mapping[str, Path], folder: Path, library: Path, base: str
+) -> str:
+    """`python -m fusion compare …`."""
+    given = [f"--photos={name}={path}" for name, path in photos.items()]
+    places = [f"--library={library}", f"--base={base}", f"--output={folder}"]
+    return shown("-m", "fusion", "compare", *names, *given, *places)
 
 
 def export_command(file: Path, form: str) -> str:

@@ -65,16 +65,16 @@ class Concepts:
         self.details = gr.Textbox("", label="Details", lines=10, interactive=False, elem_classes="cli")
         with gr.Row():
             self.new = gr.Textbox("", label="New name", placeholder="rex2", scale=2)
-            self.rename = gr.Button("Rename", scale=1)
+            self.rename = gr.Button("Rename", scale=1, min_width=100, elem_classes="side")
         with gr.Row():
             self.form = gr.Dropdown(label="Export as", choices=list(EXPORTS), value=EXPORTS[0][1], scale=2)
-            self.export = gr.Button("Export", scale=1)
+            self.export = gr.Button("Export", scale=1, min_width=100, elem_classes="side")
         self.exported = gr.File(label="Exported", visible=False, interactive=False)
         with gr.Row():
             self.sure = gr.Checkbox(label="I mean it: its file and its columns are given up", scale=2)
-            self.remove = gr.Button("Remove", variant="stop", scale=1)
+            self.remove = gr.Button("Remove", variant="stop", scale=1, min_width=100, elem_classes="side")
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
-            self.cli = gr.Textbox("", label="Command lines", lines=4, buttons=["copy"], elem_classes="cli")
+            self.cli = gr.Textbox("", label="Command lines", lines=4, elem_classes="cli")
 
     def _import(self) -> None:
         with gr.Accordion("Import a concept file", open=False):
@@ -211,7 +211,7 @@ class Concepts:
 
 def label(listed: Listed) -> str:
     """A card's line."""
-    parts = [f"<{listed.name}>", listed.class_word or "", f"columns {listed.slice}"]
+    parts = [f"<{listed.name}>", listed.class_word or "", listed.place]
     parts.append(file_size(listed.size) if listed.file else "")
     parts.append("" if listed.identity is None else f"identity {listed.identity:.2f}")
     parts.append("" if listed.state == "done" else listed.state)

@@ -7,17 +7,19 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from pages import paint
 from pages.files import uploads
 from spectral_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from spectral_diffusion.metadata import Recalled
+    from spectral_diffusion.regions import Region
     from spectral_diffusion.request import Request
 
 MOST_SIDE = 2048  # pixels; one request of more would keep everybody else waiting
 MOST_COUNT = 64
 # a region's place in words or fractions; what else `parse_region` takes are files
-_PLACE = re.compile(r"[a-z]+|(row|column) \d+/\d+|[\d., ]+")
+_PLACE = re.compile(r"left|right|top|bottom|whole|(row|column) \d+/\d+|[\d., ]+")
 
 
 class Form(NamedTuple):
@@ -40,6 +42,7 @@ class Form(NamedTuple):
     denoise: float = 0.75
     upscale: float = 1.0
     upscaler: str = "Latent"
+    painted: str = ""  # a picture of `paint`, whose colours are places of regions
 
 
 def request_of(form: Form, strengths: Mapping[str, float]) -> Request:
@@ -77,11 +80,11 @@ def form_of(recalled: Recalled) -> Form:
     width, height = request.size or (0, 0)
     shot = recalled.shots[recalled.place]
     texts = [prompt for prompt, _ in shot.regions]
-    boxes = [region.box for region in request.regions]
+    colours = paint.coloured([region.mask for region in request.regions if region.mask])
     lines = [
-        f"{','.join(f'{side:g}' for side in box)}: {text}"
-        for box, text in zip(boxes, texts, strict=False)
-        if box is not None
+        f"{_place(region, colours)}: {text}"
+        for region, text in zip(request.regions, texts, strict=False)
+        if region.box or region.mask in colours
     ]
     return Form(
         prompt=shot.prompt,
@@ -101,23 +104,36 @@ def form_of(recalled: Recalled) -> Form:
         denoise=request.denoise,
         upscale=request.upscale,
         upscaler=request.upscaler,
+        painted=paint.painting(colours),
     )
+
+
+def _place(region: Region, colours: Mapping[str, str]) -> str:
+    """A region's place as the page has it: four fractions, or a colour."""
+    return colours[region.mask] if region.mask else ",".join(f"{side:g}" for side in region.box or ())
 
 
 def check_place(place: str) -> None:
     """Raises InputError for a place that could be a file: pages name none."""
     if not _PLACE.fullmatch(place.strip()):
         raise InputError(
-            f"There is no place {place.strip()[:40]!r}: write left, right, top, bottom or four fractions."
+            f"There is no place {place.strip()[:40]!r}: write left, right, top, bottom, four fractions or a "
+            "painted colour."
         )
 
 
 def _regions(form: Form) -> list:
-    from spectral_diffusion.regions import parse_region
+    from spectral_diffusion.regions import Region, parse_region
 
-    found = []
+    found, masks = [], paint.masks(form.painted)
     for line in filter(None, map(str.strip, (form.regions or "").splitlines())):
         if ":" in line:
-            check_place(line.partition(":")[0])
+            place, _, prompt = line.partition(":")
+            if place.strip() in paint.COLOURS:
+                if place.strip() not in masks:
+                    raise InputError(f"Nothing is painted in {place.strip()}: paint there, or write a box.")
+                found.append(Region(prompt.strip(), mask=masks[place.strip()], feather=form.feather))
+                continue
+            check_place(place)
         found.append(parse_region(line, form.feather, uploads() / "masks"))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from pages import choices, commands
+from pages.compare import Comparison
 from pages.files import served
 from pages.measure import Measure, page_of
 from pages.said import plain, sentence, told
@@ -23,7 +24,7 @@ class Fuse:
     """The page and what its buttons do."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.panel = studio, Measure(studio)
+        self.studio, self.panel, self.comparison = studio, Measure(studio), Comparison(studio)
 
     def build(self, page: gr.Blocks) -> None:
         """Lays the page out inside of the current tab."""
@@ -50,16 +51,19 @@ class Fuse:
         self.go = gr.Button("Fuse", variant="primary")
         self.result = gr.Textbox("", label="What was made", lines=5, interactive=False)
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
-            self.cli = gr.Textbox("", label="Command lines", lines=3, buttons=["copy"], elem_classes="cli")
+            self.cli = gr.Textbox("", label="Command lines", lines=3, elem_classes="cli")
 
     def _made(self) -> None:
         self.file = gr.Dropdown(label="Fused file", choices=[], value=None, interactive=True)
-        self.recipe = gr.Textbox("", label="Its recipe", lines=6, interactive=False, buttons=["copy"])
+        self.recipe = gr.Textbox("", label="Its recipe", lines=6, interactive=False)
         with gr.Row():
             self.again = gr.Button("Take its concepts and strengths")
             self.download = gr.Button("Get the file")
+            self.bake = gr.Button("Bake into the base")
         self.given = gr.File(label="The file", visible=False, interactive=False)
+        self.baked = gr.Markdown("", elem_classes="said")
         self.panel.build(self.file)
+        self.comparison.build(self.ticked)
 
     def _connect(self, page: gr.Blocks) -> None:
         asked = [self.ticked, self.method, self.norm, self.name, *self.sliders]
@@ -67,11 +71,13 @@ class Fuse:
         page.load(self.refresh, lists, lists, show_progress="hidden")
         page.load(self.methods, None, self.method, show_progress="hidden")
         # input rather than change: a file whose concepts are taken brings its own strengths
-        self.ticked.input(self.tick, self.ticked, [self.said, *self.sliders], show_progress="hidden")
+        quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}  # no tick is lost, however fast
+        self.ticked.input(self.tick, self.ticked, [self.said, *self.sliders], **quiet)
         self.go.click(self.fuse, asked, [self.result, *lists], concurrency_id="device", concurrency_limit=1)
         self.file.change(self.show, self.file, [self.recipe, self.given], show_progress="hidden")
         self.again.click(self.take, self.file, [self.ticked, self.said, *self.sliders, self.method])
         self.download.click(self.get, self.file, self.given)
+        self.bake.click(self.bake_it, self.file, self.baked)
         self.cli_box.expand(
             self.command,
             [self.file, self.panel.seeds, self.panel.steps, *asked],
@@ -83,7 +89,7 @@ class Fuse:
     def refresh(self, ticked: list[str], file: str | None) -> list[Any]:
         """The concepts and fused files there are."""
         concepts = choices.concepts_in(self.studio)
-        labels = [(f"<{c.name}> {c.class_word}, columns {c.slice}, {c.base_name}", c.name) for c in concepts]
+        labels = [(f"<{c.name}> {c.class_word}, {c.place}, {c.base_name}", c.name) for c in concepts]
         there = {name for _, name in labels}
         kept = ticked if ticked and there.issuperset(ticked) else []
         files = [(c.label, c.id) for c in choices.choices(self.studio) if c.id.startswith("fused:")]
@@ -114,7 +120,7 @@ class Fuse:
 
         path = self._new_file(name)
         recipe = self._recipe(names, method, norm, strengths)
-        with self.studio.lock:
+        with self.studio.turns.taken():
             fused = run(recipe, [self.studio.library], self.studio.base)
         fused.save(path)
         lines = [f"fused/{path.name}: {len(fused.layers())} layers of {fused.base_name}", *summary(fused)]
@@ -151,6 +157,22 @@ class Fuse:
         return gr.update(value=served(choices.fused(self.studio, id_).path), visible=True)
 
     @told
+    def bake_it(self, id_: str | None) -> str:
+        """The base with the chosen file merged in, as a diffusers folder of the library's `baked/`."""
+        from spectral_diffusion.fused import Fused
+        from spectral_diffusion.merged import save_folder
+
+        choice = choices.fused(self.studio, id_)
+        folder, fused, base = self._baked(choice), Fused.load(choice.path), self.studio.base()
+        with self.studio.turns.taken():
+            save_folder(base, fused, folder)
+        words = ", ".join(f"<{name}-1> <{name}-2> for <{name}>" for name in fused.names)
+        return plain(f"baked/{folder.name} in the library is a diffusers folder: write {words}.")
+
+    def _baked(self, choice: choices.Choice) -> Path:
+        return self.studio.library / "baked" / choice.path.stem
+
+    @told
     def command(
         self, id_: str | None, seeds: int, steps: int, names: list[str], method: str, norm: str, name: str,
         *strengths: float,
@@ -165,8 +187,11 @@ class Fuse:
         if id_:
             choice = choices.fused(self.studio, id_)
             photos = self.panel.photos(choice)
-            how = (base, int(seeds), int(steps))
+            how = (library, base, int(seeds), int(steps))
             lines.append(commands.report_command(choice.path, page_of(choice), photos, *how))
+            lines.append(commands.bake_command(choice.path, self._baked(choice), base))
+        if names:
+            lines.append(self.comparison.command(names))
         return "\n".join(lines)
 
     def _recipe(self, names: list[str], method: str, norm: str, strengths: tuple[float, ...]) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 
 from pages import choices, commands
-from pages.background import Interrupted, Stops
-from pages.draw import News, drawing
+from pages.background import AT_ONCE, Interrupted, Stops
+from pages.canvas import canvas
+from pages.draw import News, Wishes, drawing
 from pages.files import served
 from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
 from pages.said import sentence, told
@@ -22,7 +23,9 @@ from spectral_diffusion.samplers import SAMPLERS
 MEMBERS = 12  # concepts of one file that get a chip and a slider
 HISTORY = 48
 BARE = "the bare base"
-_EMPTY = "No concept yet: draw with the bare base, or teach one on the page Teach."
+_EMPTY = "No concept yet: draw with the bare base, or teach one on the page Teach; there are sample photos."
+_IDLE = "Nothing is being drawn."
+_HINT = "Pictures appear here. Write a prompt, then press Draw or Ctrl+Enter."
 
 
 class Generate:
@@ -31,6 +34,7 @@ class Generate:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self._stops = Stops()
+        self._wishes: dict[str | None, Wishes] = {}  # of each session that draws
 
     def build(self, page: gr.Blocks) -> None:
         """Lays the page out inside of the current tab."""
@@ -50,11 +54,13 @@ class Generate:
         self._member_rows()
         negative = gr.Textbox("", label="Keep out (negative prompt)", lines=1)
         with gr.Row():
-            self.go = gr.Button("Draw (Ctrl+Enter)", variant="primary", elem_id="draw")
-            self.interrupt = gr.Button("Interrupt (Esc)", elem_id="interrupt")
+            self.go = gr.Button("Draw (Ctrl+Enter)", variant="primary", elem_id="draw", scale=2)
+            self.skip = gr.Button("Skip", min_width=60)
+            self.interrupt = gr.Button("Interrupt (Esc)", elem_id="interrupt", min_width=130)
+        self.forever = gr.Checkbox(False, label="Go on until interrupted")
         self.fields = [prompt, negative, *self._settings()]
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
-            self.cli = gr.Textbox("", label="Command line", lines=2, buttons=["copy"], elem_classes="cli")
+            self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
 
     def _member_rows(self) -> None:
         self.rows, self.chips, self.sliders = [], [], []
@@ -78,8 +84,9 @@ class Generate:
             height = gr.Slider(0, MOST_SIDE, 0, step=8, label="Height (0: the base's own)")
         with gr.Row():
             count = gr.Slider(1, MOST_COUNT, f.count, step=1, label="Pictures")
-            seed = gr.Number(f.seed, label="Seed", precision=0, minimum=0)
-            random = gr.Checkbox(f.random, label="A new seed every time")
+            with gr.Column(min_width=160):
+                seed = gr.Number(f.seed, label="Seed", precision=0, minimum=0)
+                random = gr.Checkbox(f.random, label="A new seed every time")
         with gr.Accordion("Regions: a prompt and concepts for a part of the picture", open=False):
             regions = gr.Textbox(
                 "",
@@ -87,6 +94,7 @@ class Generate:
                 lines=3,
                 placeholder="left: a photo of <rex>\nright: a photo of <mia>\n0.2,0.2,0.8,0.8: a red ball",
             )
+            painted = canvas()
             feather = gr.Slider(0, 0.5, f.feather, step=0.01, label="Soft edge of the regions")
         with gr.Accordion("From a picture, larger, clip skip", open=False):
             start = gr.File(label="Start picture", file_types=[".png", ".jpg", ".jpeg", ".webp"])
@@ -96,29 +104,27 @@ class Generate:
             clip_skip = gr.Slider(1, 12, f.clip_skip, step=1, label="Clip skip")
         return [
             sampler, steps, guidance, width, height, count, seed, random, clip_skip, regions, feather, start,
-            denoise, upscale, upscaler,
+            denoise, upscale, upscaler, painted,
         ]  # fmt: skip
 
     def _right(self) -> None:
-        self.status = gr.HTML(status(""), elem_classes="said")
+        self.status = gr.HTML(status(_HINT), elem_classes="said")
         self.preview = gr.Image(
             label="On its way", visible=False, height=260, buttons=[], format="png",
             alt_text="The first picture as it would be if it ended now",
         )  # fmt: skip
         self.gallery = gr.Gallery(
-            label="Pictures", columns=2, height="auto", object_fit="contain", interactive=False, format="png",
-            buttons=["download", "fullscreen"],
+            label="Pictures", columns=2, fit_columns=False, height="auto", object_fit="contain",
+            interactive=False, format="png", buttons=["download", "fullscreen"],
         )  # fmt: skip
         with gr.Accordion("Earlier pictures: choose one to take its settings", open=False):
             self.history = gr.Gallery(
-                label="Earlier pictures", columns=6, height="auto", allow_preview=False, interactive=False,
-                format="png", buttons=[],
+                label="Earlier pictures", columns=6, fit_columns=False, height="auto",
+                allow_preview=False, interactive=False, format="png", buttons=[],
             )  # fmt: skip
         with gr.Accordion("Picture info: drop a picture to take its settings", open=False):
             self.dropped = gr.File(label="A picture made here", file_types=[".png", ".jpg", ".jpeg", ".webp"])
-            self.info = gr.Textbox(
-                "", label="What it says of itself", lines=4, buttons=["copy"], interactive=False
-            )
+            self.info = gr.Textbox("", label="What it says of itself", lines=4, interactive=False)
         self.names = gr.State([])  # of the history's files
 
     def _connect(self, page: gr.Blocks) -> None:
@@ -126,17 +132,15 @@ class Generate:
         prompt, *_ = self.fields
         shown = [self.status, self.preview, self.gallery, self.history, self.names, self.fields[8]]
         everything = [self.file, *self.sliders, *self.fields]
-        drawn = {
-            "outputs": shown,
-            "concurrency_id": "device",
-            "concurrency_limit": 1,
-            "show_progress": "hidden",
-        }
-        self.go.click(self.draw, everything, **drawn)
-        prompt.submit(self.draw, everything, **drawn)
+        # one event for both, so that a session draws one thing at a time
+        starts = [self.go.click, prompt.submit]
+        asked = [self.forever, *everything]
+        gr.on(starts, self.draw, asked, shown, show_progress="hidden", trigger_mode="once", **AT_ONCE)
         self.interrupt.click(self.stop, None, self.status, queue=False)
+        self.skip.click(self.pass_over, None, self.status, queue=False)
         # input rather than change: a recalled picture brings its own strengths
-        self.file.input(self.take_file, self.file, [self.note, *wide], show_progress="hidden")
+        quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        self.file.input(self.take_file, self.file, [self.note, *wide], **quiet)
         for chip in self.chips:
             chip.click(self.add_word, [prompt, chip], prompt, queue=False, show_progress="hidden")
         everywhere = [self.file, *wide, *self.fields, self.info]
@@ -165,23 +169,33 @@ class Generate:
         return [note, *_members(choice.names, choice.strengths)]
 
     @told
-    def draw(self, request: gr.Request, id_: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def draw(self, request: gr.Request, forever: bool, id_: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Draws, showing how far it is; the last of `values` are the fields of the form."""
-        gone = (gr.update(visible=False), *[gr.skip()] * 4)
+        gone = gr.update(visible=False)
         with self._stops.of(request.session_hash) as stop:
+            wishes = self._wishes[request.session_hash] = Wishes(stop)
             try:
                 wish, fused = self._wish(id_, values)
-                for news in drawing(self.studio, wish, fused, self.studio.output, stop):
-                    yield self._shown(news, wish.seed)
+                for news in drawing(self.studio, wish, fused, self.studio.output, wishes, forever):
+                    yield self._shown(news)
             except Interrupted:
-                yield (status("Interrupted."), *gone)
+                yield (status("Interrupted."), gone, gr.skip(), *self._history(), gr.skip())
             except Exception as error:
-                yield (status(sentence(error), wrong=True), *gone)
+                yield (status(sentence(error), wrong=True), gone, *[gr.skip()] * 4)
+            finally:
+                self._wishes.pop(request.session_hash, None)
 
     def stop(self, request: gr.Request) -> str:
         """Interrupts the drawing of this session."""
         found = self._stops.interrupt(request.session_hash)
-        return status("Interrupting…" if found else "Nothing is being drawn.")
+        return status("Interrupting…" if found else _IDLE)
+
+    def pass_over(self, request: gr.Request) -> str:
+        """Skips the pictures under way in this session, and goes on with the next."""
+        wishes = self._wishes.get(request.session_hash)
+        if wishes:
+            wishes.skip.set()
+        return status("Skipping…" if wishes else _IDLE)
 
     @staticmethod
     def add_word(prompt: str, word: str) -> str:
@@ -225,11 +239,11 @@ class Generate:
         fused.check_base(self.studio.base())
         return wish, fused
 
-    def _shown(self, news: News, seed: int) -> tuple[Any, ...]:
-        bar = status(news.said, news.done, news.total)
+    def _shown(self, news: News) -> tuple[Any, ...]:
+        bar = status(news.said, news.done, news.total or 0)
         pictures = [served(file) for file in news.files] if news.files else gr.skip()
         if news.over:
-            return bar, gr.update(visible=False), pictures, *self._history(), seed
+            return status(news.said), gr.update(visible=False), pictures, *self._history(), news.seed
         preview = gr.update(value=news.preview, visible=True) if news.preview else gr.skip()
         return bar, preview, pictures, gr.skip(), gr.skip(), gr.skip()
 

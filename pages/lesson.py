@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).parent.parent / "docs" / "samples"
 _SIZES = {TOYBOX: 128}  # until the base is loaded
 _SD1 = 512
+_IN_FRONT = re.compile(r"^<[^<>]*>, ")
 _MOST_LETTERS = 600  # of a caption: CLIP reads no more than a hundred words
 
 
@@ -114,7 +116,7 @@ def write_captions(photos: Path, name: str, class_word: str, rows: Sequence[Sequ
     shown = caption_rows(photos, name, class_word)
     for source, old, new in zip(sources, shown, rows, strict=False):
         text = " ".join(str(new[1] if len(new) > 1 and new[1] is not None else "").split())[:_MOST_LETTERS]
-        if text == old[1]:
+        if _bare(text) == _bare(old[1]):  # shown under another name, or before there was one
             continue
         if source.text:
             raise InputError(
@@ -125,6 +127,11 @@ def write_captions(photos: Path, name: str, class_word: str, rows: Sequence[Sequ
             file.write_text(text + "\n", encoding="utf-8")
         elif given_text(source):
             file.unlink()
+
+
+def _bare(caption: str) -> str:
+    """A caption without the concept's word that is put in front where it names none."""
+    return _IN_FRONT.sub("", caption)
 
 
 def columns_for(studio: Studio, name: str, rank: int, start: int | None) -> tuple[str, Columns | None]:

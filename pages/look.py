@@ -6,9 +6,22 @@ from typing import Any
 
 CSS = """
 .gradio-container { max-width: 1600px !important; }
+footer { display: none !important; }
+.side { align-self: end; }
+input[role=combobox], input[role=listbox] { text-overflow: ellipsis; padding-right: 1.6rem !important; }
+.paint { border: 0; padding: .5rem; display: grid; gap: .5rem; justify-items: start; }
+.paint > div, .paint label { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .9rem; }
+.paint .dot { width: 1rem; height: 1rem; border-radius: 50%; }
+.paint label { gap: .3rem; }
+.grid-wrap, .image-frame { padding-top: 1.6rem !important; }
+.caption-label { max-width: 100% !important; white-space: normal !important; }
+.grid-wrap.fixed-height { max-height: none !important; min-height: 8rem !important; }
+.paint canvas { width: min(100%, 256px); aspect-ratio: 1; touch-action: none; cursor: crosshair; background: #fff;
+  border: 1px solid var(--border-color-primary); }
+.paint button { padding: .1rem .6rem; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .said { min-height: 1.5em; }
 .chips { flex-wrap: wrap; gap: .4rem; }
-.chips button { flex: 0 0 auto; min-width: 0; }
+.chips button { flex: 0 0 auto; min-width: 0; align-self: center; }
 .curve { width: 100%; height: auto; }
 .curve text { fill: currentColor; font-size: 12px; }
 .curve .axis { stroke: currentColor; opacity: .35; }
@@ -20,7 +33,8 @@ CSS = """
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """
 
-# Ctrl+Enter draws from wherever one types, Escape interrupts; the prompt's value is on its way already then
+# Ctrl+Enter draws from wherever one types, Escape interrupts; the prompt's value is on its way already then.
+# A picture is a button to gradio, but one without a name: it gets its block's.
 KEYS = """
 <script>
 document.addEventListener("keydown", (event) => {
@@ -30,6 +44,11 @@ document.addEventListener("keydown", (event) => {
   const button = found && (found.querySelector("button") || found);
   if (button && button.offsetParent && !button.disabled) { event.preventDefault(); button.click(); }
 });
+const name = () => document.querySelectorAll("button:not([aria-label]) > .image-frame").forEach((frame) => {
+  const label = frame.closest(".block")?.querySelector("[data-testid=block-label]");
+  if (label) frame.parentElement.setAttribute("aria-label", label.textContent.trim());
+});
+new MutationObserver(name).observe(document.documentElement, {childList: true, subtree: true});
 </script>
 """
 
@@ -38,9 +57,11 @@ def theme() -> Any:
     """gradio's plain theme in the fonts of the system: the default one brings its own."""
     import gradio as gr
 
-    return gr.themes.Base(
+    plain = gr.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",
+        spacing_size="sm",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
+    return plain.set(button_large_text_size="*text_md", button_large_text_weight="500")

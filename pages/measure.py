@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from pages import choices
-from pages.background import Interrupted, Stops, telling, turn
+from pages.background import AT_ONCE, Interrupted, Stops, telling
 from pages.jobs import Jobs
 from pages.said import sentence, told
 from pages.status import status
@@ -37,7 +37,7 @@ class Measure:
         self.how = gr.HTML(status(""), elem_classes="said")
         self.report = gr.HTML("")
         measured = [self.how, self.report]
-        drawing = {"concurrency_id": "device", "concurrency_limit": 1, "show_progress": "hidden"}
+        drawing = {**AT_ONCE, "show_progress": "hidden"}
         self.measure.click(self.judge, [file, self.seeds, self.steps], measured, **drawing)
         self.weights.click(self.judge_weights, file, measured, show_progress="minimal")
         self.cancel.click(self.stop, None, self.how, queue=False)
@@ -81,13 +81,21 @@ class Measure:
 
     def _report(self, choice: choices.Choice, seeds: int, steps: int, tell: Callable[[str], None]) -> None:
         from fusion.report import Wish, write_report
+        from fusion.run import originals
         from spectral_diffusion.fused import Fused
 
-        wish = Wish(self.photos(choice), tuple(range(11, 11 + seeds)), steps)
+        fused = Fused.load(choice.path)
+        alone = originals(fused, [self.studio.library])
+        wish = Wish(self.photos(choice), tuple(range(11, 11 + seeds)), steps, alone)
         tell("waiting for the base, or for whoever is drawing now")
         base = self.studio.base()
-        with turn(self.studio.lock, lambda: tell("waiting for whoever is drawing now")):
-            write_report(Fused.load(choice.path), page_of(choice), base, wish, tell)
+        with self.studio.turns.taken(lambda: tell("waiting for whoever is drawing now")) as others_first:
+
+            def next_part(line: str) -> None:  # the base is as it was between two of them
+                others_first()
+                tell(line)
+
+            write_report(fused, page_of(choice), base, wish, next_part)
 
 
 def page_of(choice: choices.Choice) -> Path:

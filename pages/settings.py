@@ -28,10 +28,10 @@ class Settings:
                 label="Base", choices=list(self.studio.offered()), value=self.studio.base_id,
                 info="The bundled one, the one of --base, and what lies in the folder of --bases",
             )  # fmt: skip
-            self.look = gr.Button("What is it?")
-            self.use = gr.Button("Use it for everybody", variant="primary")
+            self.look = gr.Button("What is it?", elem_classes="side")
+            self.use = gr.Button("Use it for everybody", variant="primary", elem_classes="side")
         self.facts = gr.Dataframe(
-            headers=["", ""],
+            headers=["fact", "value"],
             value=[],
             interactive=False,
             label="The base",
@@ -63,7 +63,7 @@ class Settings:
     @told
     def take(self, id_: str) -> str:
         """Another base from now on, for all who use this server."""
-        with self.studio.lock:
+        with self.studio.turns.taken():
             self.studio.use(id_)
         return self.tell()
 
@@ -72,4 +72,4 @@ class Settings:
         bases = studio.bases or "none: give one with --bases"
         rows = (("Library", studio.library), ("Pictures", studio.output), ("Bases", bases))
         lines = [f"| {name} | {plain(str(place))} |" for name, place in rows]
-        return "\n".join(["| Folder | |", "|---|---|", *lines])
+        return "\n".join(["| Folder | Where |", "|---|---|", *lines])

@@ -30,7 +30,7 @@ def build(studio: Studio) -> gr.Blocks:
         title="spectral-diffusion", analytics_enabled=False, delete_cache=(_HOUR, _DAY), fill_width=True
     ) as page:
         gr.Markdown("# spectral-diffusion")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate", id="generate") as first:
                 generate.build(page)
             with gr.Tab("Teach", id="teach"):
@@ -81,4 +81,5 @@ def launched(
         head=KEYS,
         quiet=True,
         prevent_thread_lock=not wait,
+        _frontend=False,  # else it asks its own page, and gives up after 3 s where the machine is busy
     )

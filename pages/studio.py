@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pages.background import Turns
 from pages.imports import slow_imports
 from spectral_diffusion.errors import InputError
 
@@ -19,7 +20,7 @@ TOYBOX = "toybox"
 class Studio:
     """Folders and base of one server. Pages name bases, concepts and files by ids; only this knows paths.
 
-    `lock` is held by whoever draws with the base, since that changes its weights for a while.
+    Whoever draws with the base takes a turn, since that changes its weights for a while.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Studio:
         self.library, self.output = Path(library).resolve(), Path(output).resolve()
         self.bases = None if bases is None else Path(bases).resolve()
         self.device = device
-        self.lock = threading.Lock()
+        self.turns = Turns()
         self._own = base if base == TOYBOX or not Path(base).exists() else str(Path(base).resolve())
         self._choice = threading.Lock()
         self.base_id, self._loading = self.id_of(base), Future()

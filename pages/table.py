@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from pages import choices, commands
-from pages.background import Interrupted, Stops, telling, turn
+from pages.background import AT_ONCE, Interrupted, Stops, Turns, telling
 from pages.files import served
 from pages.form import check_place
 from pages.generate import BARE
@@ -22,7 +23,10 @@ from pages.studio import Studio
 from spectral_diffusion.errors import InputError
 
 if TYPE_CHECKING:
+    from spectral_diffusion.base import Base
     from spectral_diffusion.batch import Summary
+    from spectral_diffusion.engines import Outcome, Task
+    from spectral_diffusion.fused import Fused
 
 MOST = 400  # pictures of one table; more are for the command line
 MOST_BYTES = 2**20
@@ -59,9 +63,7 @@ class Table:
                     self.again = gr.Checkbox(label="Try failed pictures again")
                     self.cancel = gr.Button("Interrupt")
                 with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
-                    self.cli = gr.Textbox(
-                        "", label="Command line", lines=2, buttons=["copy"], elem_classes="cli"
-                    )
+                    self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
             with gr.Column(scale=3, min_width=340):
                 self.how = gr.HTML(status(""), elem_classes="said")
                 self.sheets = gr.Gallery(
@@ -73,9 +75,8 @@ class Table:
     def _connect(self, page: gr.Blocks) -> None:
         asked = [self.file, self.text, self.upload]
         self.go.click(
-            self.draw, [*asked, self.again], [self.how, self.sheets], concurrency_id="device",
-            concurrency_limit=1, show_progress="hidden",
-        )  # fmt: skip
+            self.draw, [*asked, self.again], [self.how, self.sheets], show_progress="hidden", **AT_ONCE
+        )
         self.cancel.click(self.stop, None, self.how, queue=False)
         self.cli_box.expand(self.command, asked, self.cli, show_progress="hidden")
         page.load(self.refresh, self.file, self.file, show_progress="hidden")
@@ -103,7 +104,8 @@ class Table:
             except Interrupted:
                 yield [status("Interrupted: drawing the same table again goes on from here."), gr.skip()]
             except Exception as error:
-                yield [status(sentence(error), wrong=True), gr.skip()]
+                said = sentence(error).replace(f"{self.studio.output}/", "")
+                yield [status(said, wrong=True), gr.skip()]
             else:
                 yield self._shown(outcome[0])
 
@@ -147,10 +149,18 @@ class Table:
 
         tell((0, 0, 0))
         fused = load_any(file) if file else None
+        latest = (0, 0, 0)
+
+        def progress(*counts: int) -> None:
+            nonlocal latest
+            latest = counts
+            tell(counts)
+
         base = self.studio.base()
-        with turn(self.studio.lock, lambda: tell((0, 0, 0))):
-            progress = lambda done, failed, total: tell((done, failed, total))  # noqa: E731
-            outcome.append(batch(jobs, jobs.parent, base, fused, retry_failed=again, progress=progress))
+        engine = InTurns(base, fused, self.studio.turns, lambda: tell(latest))
+        outcome.append(
+            batch(jobs, jobs.parent, base, fused, engine=engine, retry_failed=again, progress=progress)
+        )
 
     def _shown(self, summary: Summary) -> list[Any]:
         said = f"{summary.made} drawn, {summary.kept} were there already, {len(summary.failed)} failed."
@@ -158,6 +168,25 @@ class Table:
         hidden = f"{self.studio.output}/"
         told = status(" ".join([said, *reasons]).replace(hidden, ""), wrong=bool(summary.failed))
         return [told, [(served(path), path.stem) for path in summary.sheets]]
+
+
+@dataclass(frozen=True)
+class InTurns:
+    """Draws the tasks of a batch here, a turn for each: others draw in between. `tell` is called while waiting."""
+
+    base: Base
+    fused: Fused | None
+    turns: Turns
+    tell: Callable[[], None]
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Engine.run`."""
+        from spectral_diffusion.engines.local import LocalEngine
+
+        for task in tasks:
+            with self.turns.taken(self.tell):
+                outcomes = list(LocalEngine(self.base, self.fused).run([task]))
+            yield from outcomes
 
 
 def check_table(path: Path) -> None:

@@ -41,11 +41,11 @@ class Teach:
     def _photos(self) -> None:
         self.upload = gr.File(
             label="Photos, or a zip of them (captions as .txt beside them)", file_count="multiple",
-            file_types=PHOTOS, height=140,
+            file_types=PHOTOS, height=170,
         )  # fmt: skip
         with gr.Row():
             self.sample = gr.Dropdown(label="Sample photos", choices=lesson.samples(), value=None)
-            self.clear = gr.Button("Start over", size="sm")
+            self.clear = gr.Button("Start over", elem_classes="side")
         self.gallery = gr.Gallery(
             label="Photos as they are cropped; what a mask leaves out is veiled", columns=5, height="auto",
             interactive=False, format="png", buttons=["fullscreen"],
@@ -64,7 +64,7 @@ class Teach:
     def _settings(self) -> None:
         with gr.Row():
             self.name = gr.Textbox(
-                "", label="Name", placeholder="rex", info="What you will write in prompts, as &lt;rex&gt;"
+                "", label="Name", placeholder="rex", info="What you will write in prompts, as <rex>"
             )
             self.word = gr.Textbox(
                 "", label="Class", placeholder="dog", info="The plain word for what the photos show"
@@ -73,8 +73,8 @@ class Teach:
         about += [(f"{name}: {preset.about}", name) for name, preset in presets().items()]
         self.preset = gr.Dropdown(label="Preset", choices=about, value="")
         with gr.Row():
-            self.steps = gr.Number(label="Steps", info="Empty: the preset's", precision=0, minimum=1)
-            self.rank = gr.Number(label="Columns", info="Empty: the preset's", precision=0, minimum=1)
+            self.steps = gr.Number(0, label="Steps", info="0: the preset's", precision=0, minimum=0)
+            self.rank = gr.Number(0, label="Columns", info="0: the preset's", precision=0, minimum=0)
             self.masks = gr.Checkbox(label="Make masks from plain backgrounds")
         with gr.Accordion("More settings", open=False):
             self.more = gr.Textbox(
@@ -90,7 +90,7 @@ class Teach:
         self.columns = gr.Markdown("", elem_classes="said")
         self.map = gr.Image(label="Spectrum map", visible=False, interactive=False, format="png", buttons=[])
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
-            self.cli = gr.Textbox("", label="Command line", lines=2, buttons=["copy"], elem_classes="cli")
+            self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
 
     def _connect(self, page: gr.Blocks) -> None:
         asked = [self.draft, self.name, self.word, self.masks]

@@ -49,7 +49,7 @@ class Trainings:
         ]  # fmt: skip
         looking = {"show_progress": "hidden", "queue": False}
         self.timer.tick(self.watch, asked, watched, **looking)
-        self.job.input(self.watch, asked, watched, **looking)
+        self.job.input(self.watch, asked, watched, trigger_mode="always_last", **looking)
         page.load(self.watch, asked, watched, **looking)
         for button, act in (
             (self.stop, self.stop_job),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TOYBOX = Path(__file__).parent / "toybox"
 _PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
+TARGETS = ("attention", "feed_forward", "proj")
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _UNPICKLE = (
     'python -c "import sys; from diffusers import StableDiffusionPipeline as P; f = sys.argv[1]; '
@@ -117,8 +118,18 @@ class Base:
 
     @cached_property
     def layers(self) -> dict[str, nn.Module]:
-        """The layers that concepts adapt, by key (`unet.…`, `text_encoder.…`): see `adapted_layers`."""
+        """The attention layers, by key (`unet.…`, `text_encoder.…`): see `adapted_layers`. They are fingerprinted."""
         return adapted_layers(self.pipeline)
+
+    @cached_property
+    def adaptable(self) -> dict[str, nn.Module]:
+        """Every layer that a concept can adapt, by key: `layers`, then those of the other `targets`."""
+        return {**self.layers, **further_layers(self.pipeline)}
+
+    def targeted(self, targets: str) -> dict[str, nn.Module]:
+        """The layers of `targets`, by key, such as `attention+feed_forward`. Raises InputError for no such targets."""
+        wanted = check_targets(targets)
+        return {key: layer for key, layer in self.adaptable.items() if target_of(key) in wanted}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -245,6 +256,44 @@ def adapted_layers(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
                     if _adaptable(layer)
                 }
     return found
+
+
+def further_layers(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
+    """What surrounds attention: feed-forward layers of the UNet and the text encoder, and the UNet's proj_in, proj_out.
+
+    88 layers in SD 1.x: 32 of 16 feed-forward networks, 32 projections, 24 of the text encoder's 12 networks.
+    """
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from transformers.models.clip.modeling_clip import CLIPMLP
+
+    return {
+        f"{prefix}.{path}.{name}": layer
+        for prefix, part, kind in (
+            ("unet", pipeline.unet, Transformer2DModel),
+            ("text_encoder", pipeline.text_encoder, CLIPMLP),
+        )
+        for path, module in part.named_modules()
+        if isinstance(module, kind)
+        for name, layer in module.named_modules()
+        if _adaptable(layer) and target_of(f"{path}.{name}") != "attention"
+    }
+
+
+def target_of(layer: str) -> str:
+    """Which of `TARGETS` a layer key belongs to."""
+    if layer.endswith((".proj_in", ".proj_out")):
+        return "proj"
+    return "feed_forward" if ".ff." in layer or ".mlp." in layer else "attention"
+
+
+def check_targets(targets: str) -> list[str]:
+    """The parts of `attention+feed_forward`. Raises InputError unless each is one of `TARGETS`, once."""
+    parts = targets.split("+")
+    if set(parts) - set(TARGETS) or len(set(parts)) < len(parts):
+        raise InputError(
+            f"targets = {targets!r} is not possible: give {', '.join(TARGETS)}, or some joined by +, each once."
+        )
+    return parts
 
 
 def _adaptable(layer: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from spectral_diffusion.base import Base
+from spectral_diffusion.cast import check_shots, look, made_with
 from spectral_diffusion.engines import Engine, Item, Task
 from spectral_diffusion.engines.local import LocalEngine
 from spectral_diffusion.errors import InputError, SpectralError
@@ -32,7 +33,6 @@ from spectral_diffusion.jobs import Job, jobs_of
 from spectral_diffusion.manifest import Manifest, opened
 from spectral_diffusion.request import Request
 from spectral_diffusion.sheets import contact_sheet, grid_sheet
-from spectral_diffusion.stage import check_shots, look, made_with
 from spectral_diffusion.tables import BadRow, read_rows
 
 Progress = Callable[[int, int, int], None]  # done, failed, of how many
@@ -160,9 +160,9 @@ def _settings(request: Request) -> dict[str, Any]:
 
 def _id(request: Request, shot: Any, facts: Mapping[str, Any], kind: str) -> str:
     # contents, not paths: the same batch may be started from another folder
-    files = {"image": _hash_of(request.image), "vae": _hash_of(request.vae)}
-    settings = _settings(request) | {"batch": None, "strengths": None} | files
-    parts = [settings, asdict(shot), facts["base_fingerprint"], facts["concepts"], kind]
+    files = {name: _hash_of(getattr(request, name)) for name in ("image", "vae", "guide", "guide_image")}
+    settings = _settings(request) | {"batch": None, "strengths": None, "loras": None} | files
+    parts = [settings, asdict(shot), {key: facts[key] for key in facts if key != "base"}, kind]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -17,7 +17,8 @@ from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.files import Shape, read_header
 from spectral_diffusion.slices import Slice, check_name
 
-Form = Literal["additive", "rotational"]
+Form = Literal["additive", "rotational", "lora", "orthogonal"]
+FREE_FORMS = ("lora", "orthogonal")  # own no columns of the spectrum: dW = P Q^T as it is
 
 KIND = "concept"
 VERSION = 1
@@ -30,17 +31,36 @@ HEADER_KEYS = frozenset({*FACTS, "slice", "layers", "words", "preview", "dtype"}
 
 
 def read_card(path: Path | str) -> dict[str, Any]:
-    """The header of a concept file without its tensors: `HEADER_KEYS`, with `slice` as a Slice and `preview`
-    as bytes or None. Raises as `Concept.load` does, for what the header alone can tell."""
+    """The header of a concept file without its tensors: `HEADER_KEYS` and `rank`, with `slice` as a Slice (None for a
+    form that owns none) and `preview` as bytes or None. Raises as `Concept.load` does, for what the header alone tells.
+    """
     header = read_header(path, kind=KIND, version=VERSION)
     try:
         check_keys(header)
-        card = {**header, "slice": Slice(*header["slice"]), "preview": decoded(header["preview"])}
+        owned, rank = slice_and_rank(header)
+        card = {**header, "slice": owned, "rank": rank, "preview": decoded(header["preview"])}
         check_facts(card)
         width_of(card)
         return card
     except (InputError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def slice_and_rank(header: Mapping[str, Any]) -> tuple[Slice | None, int]:
+    """The columns a concept owns (None for a form that owns none), and its rank. ValueError if they contradict."""
+    start, rank = header["slice"]
+    if (start is None) != (header["form"] in FREE_FORMS):
+        raise ValueError(f"a concept of form {header['form']!r} cannot start at {start}")
+    try:
+        checked = Slice(start or 0, rank)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return (None if start is None else checked), rank
+
+
+def place_of(form: str, owned: Slice | None, rank: int) -> str:
+    """Where a concept lives, in words: `columns 0..3`, or `lora of rank 4` for a form that owns no columns."""
+    return f"{form} of rank {rank}" if owned is None else f"columns {owned}"
 
 
 def width_of(card: Mapping[str, Any]) -> int:
@@ -52,7 +72,9 @@ def width_of(card: Mapping[str, Any]) -> int:
 
 
 def layer_shapes(form: Form, out_features: int, in_features: int, rank: int) -> dict[str, Shape]:
-    """Letter -> shape of the tensors of one adapted layer; the single source of truth for both forms."""
+    """Letter -> shape of the tensors of one adapted layer; the single source of truth for all forms."""
+    if form in FREE_FORMS:
+        return {"P": (out_features, rank), "Q": (in_features, rank)}
     tuned = {
         "additive": {"A": (out_features, rank), "B": (in_features, rank)},
         "rotational": {"A": (rank, rank), "B": (rank, rank)},

@@ -9,6 +9,10 @@ Contract. Per adapted layer of shape (out, in) and a slice of rank r:
 | A, B | (out, r), (in, r): shifts of U and V | (r, r), (r, r): Cayley parameters | dtype of the file |
 | C | (r,): S becomes S + C | (r,): S becomes S (1 + C) | fp32 |
 
+A concept of form `lora` or `orthogonal` owns no columns: it has `slice` None and two letters per layer, P (out, r)
+and Q (in, r) with dW = P Q^T, in the dtype of the file. An `orthogonal` one (Orthogonal Adaptation, Po et al., 2023)
+was trained with Q fixed to a random orthonormal basis of its own.
+
 Layers are called `unet.<module path>` and `text_encoder.<module path>`. In memory all tensors are fp32 on
 the CPU. U, S and V travel with the concept because singular vectors are not reproducible: their signs
 differ between machines, and a flipped sign ruins a concept.
@@ -35,6 +39,7 @@ from torch import Tensor
 
 from spectral_diffusion.card import (
     FACTS,
+    FREE_FORMS,
     KIND,
     PARTS,
     VERSION,
@@ -43,7 +48,9 @@ from spectral_diffusion.card import (
     check_keys,
     decoded,
     layer_shapes,
+    place_of,
     read_card,
+    slice_and_rank,
 )
 from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, NameTaken
 from spectral_diffusion.files import Shape, load_tensors, save_tensors
@@ -52,7 +59,6 @@ from spectral_diffusion.slices import Slice, check_name
 __all__ = ["Concept", "Form", "layer_shapes", "read_card"]
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-LETTERS = ("U", "S", "V", "A", "B", "C")
 ALWAYS_FP32 = ("S", "C")  # r numbers a layer: C near 1 would lose what it learned in fp16
 
 
@@ -63,7 +69,7 @@ class Concept:
     name: str
     class_word: str
     form: Form
-    slice: Slice
+    slice: Slice | None  # None for a form that owns no columns
     base_fingerprint: str
     base_name: str
     layers: dict[str, dict[str, Tensor]]
@@ -75,8 +81,22 @@ class Concept:
         check_name(self.name)
         check_facts({fact: getattr(self, fact) for fact in (*FACTS, "preview")})
         _check_words(self)
+        if (self.slice is None) != (self.form in FREE_FORMS):
+            raise ValueError(f"{self.name} is {self.form} and has columns {self.slice}")
         for layer, tensors in self.layers.items():
-            _check_layer(layer, tensors, self.form, self.slice.rank)
+            _check_layer(layer, tensors, self.form, self.rank)
+
+    @property
+    def rank(self) -> int:
+        """Columns of its slice, or of its factors."""
+        if self.slice is not None:
+            return self.slice.rank
+        return next((tensors["P"].shape[1] for tensors in self.layers.values() if "P" in tensors), 1)
+
+    @property
+    def place(self) -> str:
+        """Where it lives, in words: `columns 0..3`, or `lora of rank 4`."""
+        return place_of(self.form, self.slice, self.rank)
 
     @property
     def trigger(self) -> str:
@@ -147,12 +167,19 @@ def _check_words(concept: Concept) -> None:
 def _check_layer(layer: str, tensors: Mapping[str, Tensor], form: Form, rank: int) -> None:
     if not layer.startswith(PARTS):
         raise ValueError(f"layer {layer} starts with none of {', '.join(PARTS)}")
-    if set(tensors) != set(LETTERS):
-        raise ValueError(f"layer {layer} has {sorted(tensors)}, expected {sorted(LETTERS)}")
-    expected = layer_shapes(form, tensors["U"].shape[0], tensors["V"].shape[0], rank)
+    letters = layer_shapes(form, 1, 1, 1)
+    if set(tensors) != set(letters):
+        raise ValueError(f"layer {layer} has {sorted(tensors)}, expected {sorted(letters)}")
+    expected = layer_shapes(form, *_size(tensors), rank)
     for letter, shape in expected.items():
         if tuple(tensors[letter].shape) != shape:
             raise ValueError(f"{layer}.{letter} is {list(tensors[letter].shape)}, expected {list(shape)}")
+
+
+def _size(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Output and input features of a layer."""
+    out, width = (tensors["P"], tensors["Q"]) if "P" in tensors else (tensors["U"], tensors["V"])
+    return len(out), len(width)
 
 
 def _stored(concept: Concept, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -160,7 +187,7 @@ def _stored(concept: Concept, dtype: torch.dtype) -> dict[str, Tensor]:
     tuned = {
         f"{layer}.{letter}": tensors[letter].detach().cpu().to(_dtype_of(letter, dtype))
         for layer, tensors in concept.layers.items()
-        for letter in LETTERS
+        for letter in layer_shapes(concept.form, 1, 1, 1)
     }
     words = {
         f"words.{token}": embedding.detach().cpu().to(dtype) for token, embedding in concept.words.items()
@@ -174,12 +201,12 @@ def _dtype_of(letter: str, dtype: torch.dtype) -> torch.dtype:
 
 def _with_tensors(concept: Concept, stored: Mapping[str, Tensor]) -> Concept:
     """The concept with the tensors of the file keys in `stored`."""
-    layers = {layer: _letters(stored, layer) for layer in concept.layers}
+    layers = {layer: _letters(stored, layer, concept.form) for layer in concept.layers}
     return replace(concept, layers=layers, words={token: stored[f"words.{token}"] for token in concept.words})
 
 
-def _letters(stored: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
-    return {letter: stored[f"{layer}.{letter}"] for letter in LETTERS}
+def _letters(stored: Mapping[str, Tensor], layer: str, form: Form) -> dict[str, Tensor]:
+    return {letter: stored[f"{layer}.{letter}"] for letter in layer_shapes(form, 1, 1, 1)}
 
 
 def _header(concept: Concept) -> dict[str, Any]:
@@ -187,10 +214,10 @@ def _header(concept: Concept) -> dict[str, Any]:
         "name": concept.name,
         "class_word": concept.class_word,
         "form": concept.form,
-        "slice": [concept.slice.start, concept.slice.rank],
+        "slice": [concept.slice.start if concept.slice else None, concept.rank],
         "base_fingerprint": concept.base_fingerprint,
         "base_name": concept.base_name,
-        "layers": {name: [len(layer["U"]), len(layer["V"])] for name, layer in concept.layers.items()},
+        "layers": {name: list(_size(layer)) for name, layer in concept.layers.items()},
         "words": {token: list(embedding.shape) for token, embedding in concept.words.items()},
         "card": concept.card,
         "preview": None if concept.preview is None else base64.b64encode(concept.preview).decode(),
@@ -204,14 +231,14 @@ def _modelspec(concept: Concept) -> dict[str, str]:
         "modelspec.architecture": "stable-diffusion-v1/spectral",
         "modelspec.implementation": "diffusers",
         "modelspec.title": concept.name,
-        "modelspec.description": f"{concept.class_word}, columns {concept.slice} of {concept.base_name}",
+        "modelspec.description": f"{concept.class_word}, {concept.place} of {concept.base_name}",
         "modelspec.trigger_phrase": concept.trigger,
     }
 
 
 def _expected_shapes(header: dict[str, Any]) -> dict[str, Shape]:
     check_keys(header)
-    _, rank = header["slice"]
+    _, rank = slice_and_rank(header)
     layers = {
         f"{name}.{letter}": shape
         for name, (out_features, in_features) in header["layers"].items()
@@ -237,8 +264,8 @@ def _from_file(header: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Conce
     tokens = sorted(header["words"], key=lambda token: (len(token), token))  # <rex-9> before <rex-10>
     return Concept(
         **{fact: header[fact] for fact in FACTS},
-        slice=Slice(*header["slice"]),
-        layers={layer: _letters(stored, layer) for layer in header["layers"]},
+        slice=slice_and_rank(header)[0],
+        layers={layer: _letters(stored, layer, header["form"]) for layer in header["layers"]},
         words={token: stored[f"words.{token}"] for token in tokens},
         preview=decoded(header["preview"]),
     )

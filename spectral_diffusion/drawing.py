@@ -12,6 +12,7 @@ import typer
 from spectral_diffusion.errors import InputError, errors_to_exit_code
 
 if TYPE_CHECKING:
+    from spectral_diffusion.base import Base
     from spectral_diffusion.batch import Summary
     from spectral_diffusion.metadata import Recalled
     from spectral_diffusion.request import Picture
@@ -22,6 +23,12 @@ BaseOption = Annotated[str, typer.Option(help="'toybox', a diffusers folder, a c
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")]
 Format = Annotated[str, typer.Option("--format", help="png, jpeg or webp.")]
 Metadata = Annotated[bool, typer.Option(help="Whether the file tells how it was drawn.")]
+Portable = Annotated[
+    bool, typer.Option("--portable", help="Allow another SD 1.x base than the concepts' own, as plain LoRAs.")
+]
+PredictionOption = Annotated[
+    str | None, typer.Option("--prediction", help="epsilon or v_prediction, where the base does not tell.")
+]
 
 
 def generate(
@@ -53,23 +60,36 @@ def generate(
     upscaler: Annotated[str, typer.Option(help="Latent or Lanczos.")] = "Latent",
     upscale_steps: Annotated[int, typer.Option(help="Steps of the hires fix; 0: as many as --steps.")] = 0,
     upscale_denoise: Annotated[float, typer.Option(help="How much the hires fix redraws.")] = 0.7,
-    vae: Annotated[Path | None, typer.Option(help="Folder of another VAE.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Another VAE: a .safetensors file or a folder.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="file=weight of somebody's LoRA, on top; may be repeated.")
+    ] = None,
+    lora_folder: Annotated[Path | None, typer.Option(help="Where <lora:name:weight> looks.")] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="Folder of a T2I-Adapter, such as sketch or pose.")
+    ] = None,
+    guide_image: Annotated[Path | None, typer.Option(help="The picture that the guide reads.")] = None,
+    guide_strength: Annotated[float, typer.Option(help="How much the guide counts, 0 to 2.")] = 1.0,
+    portable: Portable = False,
+    prediction: PredictionOption = None,
     kind: Format = "png",
     metadata: Metadata = True,
     output: Output = Path("out"),
 ) -> None:
     """Draw pictures with the concepts of a file."""
     with errors_to_exit_code():
-        from spectral_diffusion.base import find_base, load_base
+        from spectral_diffusion.base import find_base
+        from spectral_diffusion.cast import check_shots, dressed, suited
         from spectral_diffusion.fused import load_any, parse_strengths
         from spectral_diffusion.generate import Request, save
         from spectral_diffusion.generate import generate as draw
+        from spectral_diffusion.loras import parse_loras, taken_out
         from spectral_diffusion.regions import parse_region
-        from spectral_diffusion.stage import check_shots, dressed
 
         # what is wrong is told before the base is loaded
         find_base(base)
         _check_output(output, kind)
+        prompt, networks = taken_out(prompt, lora_folder)
         request = Request(
             prompt, negative, seed, count, steps, guidance, sampler,
             size=parse_size(size), batch=at_once, strengths=parse_strengths(strength or []),
@@ -77,11 +97,13 @@ def generate(
             regions=tuple(parse_region(text, feather) for text in region or []),
             wildcards=_text(wildcards), image=_text(image), denoise=denoise, upscale=upscale,
             upscaler=upscaler, upscale_steps=upscale_steps, upscale_denoise=upscale_denoise, vae=_text(vae),
+            loras=parse_loras(lora or []) | networks, guide=_text(guide), guide_image=_text(guide_image),
+            guide_strength=guide_strength,
         )  # fmt: skip
         fused = dressed(load_any(file), request)
         check_shots(request, request.shots(), fused.names)
-        loaded = load_base(base)
-        fused.check_base(loaded)
+        loaded = _loaded(base, prediction, vae)
+        fused = suited(fused, loaded, portable)
         with _bars() as bars:
             task = bars.add_task("drawing", total=None)
             pictures = draw(loaded, request, fused, lambda d, t: bars.update(task, completed=d, total=t))
@@ -99,13 +121,18 @@ def batch(
         list[str] | None,
         typer.Option(help="Draw in a process on this device, such as cuda:0; may be repeated."),
     ] = None,
+    ray: Annotated[int, typer.Option(help="Draw in so many Ray workers, here or at RAY_ADDRESS.")] = 0,
+    vae: Annotated[Path | None, typer.Option(help="A VAE for a base file that has none.")] = None,
+    portable: Portable = False,
+    prediction: PredictionOption = None,
     kind: Format = "png",
     metadata: Metadata = True,
 ) -> None:
     """Draw every row of a table; started again, it goes on where it was. Exit code 1: some rows failed."""
     with errors_to_exit_code():
-        from spectral_diffusion.base import find_base, load_base
+        from spectral_diffusion.base import find_base
         from spectral_diffusion.batch import batch as run
+        from spectral_diffusion.cast import suited
         from spectral_diffusion.fused import load_any
         from spectral_diffusion.tables import read_rows
 
@@ -113,7 +140,10 @@ def batch(
         _check_output(output, kind)
         read_rows(jobs)
         concepts = load_any(fused) if fused else None
-        loaded = load_base(base)
+        loaded = _loaded(base, prediction, vae)
+        concepts = suited(concepts, loaded, portable)
+        options = {"portable": portable, "prediction": prediction, "vae": vae}
+        engine = _engine(device, ray, (base, fused, kind, metadata), options)
         with _bars() as bars:
             task = bars.add_task("drawing", total=None)
 
@@ -122,8 +152,8 @@ def batch(
                 bars.update(task, completed=done + failed, total=total, description=said)
 
             summary = run(
-                jobs, output, loaded, concepts, engine=_engine(device, base, fused, kind, metadata),
-                kind=kind, metadata=metadata, retry_failed=retry_failed, progress=show,
+                jobs, output, loaded, concepts, engine=engine, kind=kind, metadata=metadata,
+                retry_failed=retry_failed, progress=show,
             )  # fmt: skip
     _tell(summary, output)
     if summary.failed:
@@ -186,19 +216,40 @@ def parse_blocks(pairs: Sequence[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _engine(devices: list[str] | None, base: str, fused: Path | None, kind: str, metadata: bool) -> Any:
-    """Processes on the devices; None, which is this process, without any."""
-    if not devices:
+def _engine(devices: list[str] | None, ray: int, task: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Ray workers on one kind of device, or processes on the devices; None, which is this process, without any."""
+    if not devices and ray < 1:
         return None
     from functools import partial
 
     from spectral_diffusion.engines.processes import ProcessEngine, local_worker
+    from spectral_diffusion.engines.ray import RayEngine
 
-    return ProcessEngine(partial(local_worker, base, fused, kind, metadata), devices)
+    base, fused, kind, metadata = task
+    # a worker may have another working folder
+    place = str(Path(base).resolve()) if Path(base).exists() else base
+    make = partial(local_worker, place, fused and fused.resolve(), kind, metadata, **options)
+    if ray < 1:
+        return ProcessEngine(make, devices)
+    if len(devices or []) > 1:
+        raise InputError("With --ray give one --device, cpu or cuda: every worker draws on one of that kind.")
+    return RayEngine(make, (devices or ["cpu"]) * ray)
+
+
+def _loaded(base: str, prediction: str | None, vae: Path | None) -> Base:
+    from typing import get_args
+
+    from spectral_diffusion.base import load_base
+    from spectral_diffusion.model_file import Prediction
+
+    if prediction not in (None, *get_args(Prediction)):
+        raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
+    single = vae is not None and vae.is_file() and Path(base).is_file()  # it may have no VAE of its own
+    return load_base(base, prediction=prediction, vae=vae if single else None)
 
 
 def _again(recalled: Recalled, file: Path | None, base: str) -> Picture:
-    from spectral_diffusion.base import find_base, load_base
+    from spectral_diffusion.base import find_base
     from spectral_diffusion.fused import load_any
     from spectral_diffusion.generate import draw_again
 
@@ -207,7 +258,9 @@ def _again(recalled: Recalled, file: Path | None, base: str) -> Picture:
     if names and file is None:
         raise InputError(f"The picture was drawn with {', '.join(names)}: give their file after the picture.")
     fused = load_any(file) if names and file else None
-    return draw_again(load_base(base), recalled, fused)
+    vae = recalled.request.vae
+    loaded = _loaded(base, recalled.made_with.get("prediction"), Path(vae) if vae else None)
+    return draw_again(loaded, recalled, fused)
 
 
 def _check_output(output: Path, kind: str) -> None:

@@ -1,8 +1,8 @@
 """A concept's words as a textual inversion embedding, which every program reads as one trigger.
 
 The two words of a concept, `<rex-1> <rex-2>`, always stand together: they become one embedding of two
-vectors called `rex`. A layer-wise word has no exchange format: it is refused, or its mean over the layers is
-taken on request, which is another word than the trained one.
+vectors called `rex`. A layer-wise word has no exchange format: it is refused, unless `refit` has made it a single
+one, or its mean over the layers is asked for, which is another word than the trained one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def trigger_vectors(fused: Fused, name: str, mean: bool = False) -> Tensor:
     rows = [fused.words[token].float() for token in tokens_of(name)]
     if not mean and any(len(row) > 1 for row in rows):
         raise InputError(
-            f"{name} has layer-wise words, which no other program reads: add --mean-words to take their mean "
-            "over the layers (another likeness), or teach it again with single words."
+            f"{name} has layer-wise words, which no other program reads: give its base with --base to refit them "
+            "to one vector each, or --mean-words to take their mean (another likeness)."
         )
     return torch.cat([row.mean(dim=0, keepdim=True) for row in rows])
 

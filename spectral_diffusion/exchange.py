@@ -52,7 +52,7 @@ def export(
         typer.Option("--format", help="kohya, diffusers, peft, embedding, checkpoint or folder."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file or new folder to write.")],
-    base: Annotated[str, typer.Option(help="For checkpoint and folder: the base to merge into.")] = "",
+    base: Annotated[str, typer.Option(help="The base, to merge into or to refit layer-wise words on.")] = "",
     vae: Annotated[Path | None, typer.Option(help="A VAE for a base file that has none.")] = None,
     strength: Annotated[list[str] | None, typer.Option(help="name=number; may be repeated.")] = None,
     each: Annotated[
@@ -76,8 +76,10 @@ def export(
         fused = load_any(file).with_strengths(parse_strengths(strength or []))
         fused = fused.on_any_base() if portable else fused
         _warn(fused, form, bundle_embeddings, mean_words)
+        refit = bool(base) and not mean_words and _layered(fused, form, bundle_embeddings)
         facts = {"bundle": bundle_embeddings, "mean_words": mean_words, "preview": _preview(file)}
-        options = _options(facts, base if form in WITH_BASE else "", vae, fp32)
+        options = _options(facts, base if form in WITH_BASE or refit else "", vae, fp32)
+        fused = _refitted(options, fused) if refit else fused
         for path in _written(fused, form, output, each, options):
             typer.echo(path)
 
@@ -102,6 +104,24 @@ def _warn(fused: Fused, form: str, bundle: bool, mean: bool) -> None:
     if mean and (names := layerwise_names(fused)):
         said = f"the layer-wise words of {', '.join(names)} become their mean"
         typer.echo(f"warning: {said}: the likeness suffers.", err=True)
+
+
+def _layered(fused: Fused, form: str, bundle: bool) -> bool:
+    """Whether the export holds words that it can only hold as one vector each."""
+    from spectral_diffusion.embedding import layerwise_names
+
+    return bool(layerwise_names(fused)) and (bundle or form not in ("kohya", "diffusers", "peft"))
+
+
+def _refitted(options: Options, fused: Fused) -> Fused:
+    """The file with its words as one vector each; tells what they lose."""
+    from spectral_diffusion.refit import refitted
+
+    typer.echo("refitting layer-wise words to one vector each …", err=True)
+    single, losses = refitted(options.base, fused)
+    for loss in losses:
+        typer.echo(str(loss), err=True)
+    return single
 
 
 def _preview(file: Path) -> bytes | None:

@@ -51,8 +51,8 @@ class Fused:
         """The fused file of one concept."""
         if concept.tokens != list(tokens_of(concept.name)):
             raise InputError(f"{concept.name} has {len(concept.tokens)} words: only two can be drawn with.")
-        columns = concept.slice
-        facts = (concept.name, concept.class_word, concept.form, columns.start, columns.rank)
+        start = None if concept.slice is None else concept.slice.start
+        facts = (concept.name, concept.class_word, concept.form, start, concept.rank)
         member = Member(*facts, float(strength), content_hash(concept))
         factors = {layer: _factors(concept.form, numbers) for layer, numbers in concept.layers.items()}
         over = (concept.base_name, concept.base_fingerprint)
@@ -173,7 +173,7 @@ class Fused:
         layers = [(forms[n], f, *pq) for n in forms for f, pq in self.factors[n].items()]
         if not all(fits(base, layer, p, q) for _, layer, p, q in layers):
             return "other"
-        weights = ((form, p, q, base.layers[layer].weight) for form, layer, p, q in layers)
+        weights = ((form, p, q, base.adaptable[layer].weight) for form, layer, p, q in layers)
         return "rounded" if is_rounding(weights) else "other"
 
     def check_base(self, base: Base) -> None:
@@ -215,7 +215,7 @@ class Fused:
 
 def fits(base: Base, layer: str, p: Tensor, q: Tensor) -> bool:
     """Whether the base has this layer in the size of the factors P (out, w) and Q (in, w)."""
-    return layer in base.layers and base.layers[layer].weight.shape[:2] == (len(p), len(q))
+    return layer in base.adaptable and base.adaptable[layer].weight.shape[:2] == (len(p), len(q))
 
 
 def _check_columns(members: Sequence[Member], new: Member) -> None:
@@ -229,6 +229,8 @@ def _check_columns(members: Sequence[Member], new: Member) -> None:
 
 def _factors(form: str, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """P, Q of one layer of a concept file."""
+    if form not in FORMS:
+        return numbers["P"].float(), numbers["Q"].float()
     triplets, trained = (kind(*(numbers[k].float() for k in kind._fields)) for kind in (Triplets, Numbers))
     return FORMS[form].factors(triplets, trained)
 
@@ -251,15 +253,15 @@ def applied(base: Base, fused: Fused | None) -> Iterator[Words]:
         yield Words({}, base.pipeline.tokenizer)
         return
     fused.check_base(base)
-    kept = {layer: base.layers[layer].weight.data for layer in fused.layers()}
+    kept = {layer: base.adaptable[layer].weight.data for layer in fused.layers()}
     try:
         for layer, weight in kept.items():
             change = fused.delta(layer).to(weight.device).reshape(weight.shape)
-            base.layers[layer].weight.data = (weight.float() + change).to(weight.dtype)
+            base.adaptable[layer].weight.data = (weight.float() + change).to(weight.dtype)
         yield Words(fused.words, base.pipeline.tokenizer).to(base.pipeline.device)
     finally:
         for layer, weight in kept.items():
-            base.layers[layer].weight.data = weight
+            base.adaptable[layer].weight.data = weight
 
 
 def parse_strengths(pairs: Sequence[str]) -> dict[str, float]:

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from spectral_diffusion.base import Base
+from spectral_diffusion.cast import check_shots, made_with, suited
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.metadata import FORMATS, KEYWORD, Recalled, encoded, parameters
 from spectral_diffusion.request import Picture, Request, Shot
 from spectral_diffusion.samplers import SAMPLERS, make_sampler
-from spectral_diffusion.stage import Stage, check_shots, made_with, staged
+from spectral_diffusion.stage import Stage, staged
 from spectral_diffusion.words import Words
 
 if TYPE_CHECKING:
@@ -67,18 +68,25 @@ def draw_again(base: Base, recalled: Recalled, fused: Fused | None = None) -> Pi
 
     Raises InputError or BaseMismatch if the base or a concept is not the one it was drawn with.
     """
-    facts, then = made_with(base, fused, recalled.request), recalled.made_with
-    if facts["base_fingerprint"] != then["base_fingerprint"]:
+    then = recalled.made_with
+    if base.fingerprint != then["base_fingerprint"]:
         raise InputError(
             f"The picture was drawn with base {then['base']} ({then['base_fingerprint'][:12]}), not {base.name} "
-            f"({facts['base_fingerprint'][:12]}): give that base with --base."
+            f"({base.fingerprint[:12]}): give that base with --base."
         )
+    fused = suited(fused, base, bool(then.get("portable")))
+    facts = made_with(base, fused, recalled.request)
     if facts["concepts"] != then["concepts"]:
         listed = ", ".join(concept["name"] for concept in then["concepts"]) or "none"
         raise InputError(
             f"The picture was drawn with other concepts or strengths (then: {listed}): give the file it was "
             "drawn with."
         )
+    if facts["lora_hashes"] != (networks := then.get("lora_hashes", [])):
+        listed = ", ".join(lora["name"] for lora in networks) or "none"
+        raise InputError(f"The picture was drawn with other LoRAs (then: {listed}): put their files back.")
+    if facts["prediction"] != (prediction := then.get("prediction", facts["prediction"])):
+        raise InputError(f"The picture was drawn with a base that predicts {prediction}: give --prediction.")
     with staged(base, fused, recalled.request) as stage:
         images = stage.draw(recalled.request, recalled.shots)
     image = images[recalled.place]

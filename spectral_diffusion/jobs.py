@@ -1,10 +1,10 @@
 """From the row of a job file (`tables`) to its requests, grids with their labels.
 
 Columns are the fields of a request, `strength.<name>` for one concept, `prompt_file` (a text file, a prompt a
-line) and `concept_off`. Several values make a grid: a list in JSON and TOML; `1, 2, 3` or a range
-`0:1:0.1` (both ends in it) where a number, a size or a sampler is meant. A grid's first column with several
-values is X, the second Y, each further one a sheet of its own. With `concept_off` X gets one more value:
-strengths 0 and the class word in place of each concept.
+line), `lora_folder` (where the `<lora:name:weight>` of its prompts are) and `concept_off`. Several values make a
+grid: a list in JSON and TOML; `1, 2, 3` or a range `0:1:0.1` (both ends in it) where a number, a size or a sampler
+is meant. A grid's first column with several values is X, the second Y, each further one a sheet of its own. With
+`concept_off` X gets one more value: strengths 0 and the class word in place of each concept.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectral_diffusion import loras
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.regions import Region, parse_region
 from spectral_diffusion.request import Request
-from spectral_diffusion.tables import COLUMNS, LISTED, NUMBER, STRENGTH, TABLES, WHOLE, flat
+from spectral_diffusion.tables import COLUMNS, LISTED, NUMBER, PATH, STRENGTH, TABLES, WHOLE, flat
 from spectral_diffusion.words import spoken
 
 _MOST = 100_000  # pictures of one row
@@ -42,13 +43,14 @@ def jobs_of(
 ) -> list[Job]:
     """The jobs of one row, a grid's in the order of its axes, X fastest last.
 
-    `folder`: what relative paths of prompt files, wildcards, masks, pictures and VAEs are relative to.
+    `folder`: what relative paths of prompt files, wildcards, masks, pictures, VAEs, LoRAs and guides are relative to.
     `classes`: concept -> class word, for `concept_off`. Raises InputError telling what is wrong.
     """
     known = dict(flat(table))
     if unknown := sorted(key for key in known if key not in COLUMNS and not key.startswith(STRENGTH)):
         raise InputError(f"There is no column {unknown[0]!r}; columns are {', '.join(sorted(COLUMNS))}.")
     off = _truth(known.pop("concept_off", False))
+    networks = Path(folder) / str(known.pop("lora_folder")) if "lora_folder" in known else None
     if "prompt_file" in known:
         known = {"prompt": _prompts(Path(folder) / str(known.pop("prompt_file"))), **known}
     axes = _with_count({key: _values(key, value, Path(folder)) for key, value in known.items()})
@@ -56,7 +58,7 @@ def jobs_of(
     if math.prod(map(len, axes.values())) > _MOST:
         raise InputError(f"The row is a grid of more than {_MOST:,} pictures: split it.")
     jobs = [
-        Job(row, _request(dict(zip(axes, values, strict=True))), _labels(axes, values, several))
+        Job(row, _request(dict(zip(axes, values, strict=True)), networks), _labels(axes, values, several))
         for values in itertools.product(*axes.values())
     ]
     return jobs + (_without(jobs, classes or {}) if off else [])
@@ -106,6 +108,8 @@ def _values(key: str, value: Any, folder: Path) -> list[Any]:
     """The values of one column of a row."""
     if key == "regions":
         return [_regions(_parsed(key, value), folder)]
+    if key == "loras":
+        return [_networks(_parsed(key, value), folder)]
     if key in TABLES:
         return [_parsed(key, value)]
     if key == "size" and isinstance(value, list) and all(isinstance(side, int) for side in value):
@@ -159,7 +163,7 @@ def _read(key: str, value: Any, folder: Path) -> Any:
             return tuple(int(side) for side in value.lower().split("x"))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{key} {value!r} is not what {key} can be.") from error
-    if key in ("wildcards", "image", "vae") and isinstance(value, str):
+    if key in PATH and isinstance(value, str):
         return str(folder / value)
     return value
 
@@ -183,6 +187,12 @@ def _regions(found: Any, folder: Path) -> tuple[Region, ...]:
     )
 
 
+def _networks(found: Any, folder: Path) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise InputError(f"loras are a table of files and weights, not {found!r}.")
+    return {str(folder / file): weight for file, weight in found.items()}
+
+
 def _prompts(file: Path) -> list[str]:
     if not file.is_file():
         raise InputError(f"There is no prompt file {file}.")
@@ -203,11 +213,14 @@ def _truth(value: Any) -> bool:
     raise InputError(f"concept_off is yes or no, not {value!r}.")
 
 
-def _request(table: dict[str, Any]) -> Request:
+def _request(table: dict[str, Any], networks: Path | None) -> Request:
     single = {key.removeprefix(STRENGTH): value for key, value in table.items() if key.startswith(STRENGTH)}
     rest = {key: value for key, value in table.items() if not key.startswith(STRENGTH)}
     if single:
         rest["strengths"] = {**rest.get("strengths", {}), **single}
+    if isinstance(rest.get("prompt"), str):
+        prompt, found = loras.taken_out(rest["prompt"], networks) if networks else (rest["prompt"], {})
+        rest |= {"prompt": prompt, "loras": {**rest.get("loras", {}), **found}}
     return Request.of(rest)
 
 

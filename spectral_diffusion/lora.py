@@ -85,8 +85,8 @@ def diffusers_name(layer: str) -> str:
 def kohya_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
     """The tensors of a LoRA that A1111, Forge, ComfyUI, InvokeAI and diffusers read."""
     tensors = {}
-    for layer, (up, down) in pairs.items():
-        name = kohya_name(layer)
+    for layer, pair in pairs.items():
+        name, (up, down) = kohya_name(layer), _shaped(layer, pair)
         tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = up, down
         tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return tensors
@@ -94,13 +94,19 @@ def kohya_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
 
 def diffusers_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
     """The tensors of a LoRA in diffusers' keys; without an alpha, which then is the rank."""
-    return _lettered({diffusers_name(layer): pair for layer, pair in pairs.items()})
+    return _lettered({diffusers_name(layer): _shaped(layer, pair) for layer, pair in pairs.items()})
 
 
 def peft_tensors(pairs: Mapping[str, Pair], part: str) -> dict[str, Tensor]:
     """The tensors of a PEFT adapter of one part, `unet` or `text_encoder`, by the module paths of today."""
     chosen = {k.removeprefix(f"{part}."): pair for k, pair in pairs.items() if k.startswith(f"{part}.")}
-    return _lettered({f"base_model.model.{path}": pair for path, pair in chosen.items()})
+    return _lettered({f"base_model.model.{path}": _shaped(path, pair) for path, pair in chosen.items()})
+
+
+def _shaped(layer: str, pair: Pair) -> Pair:
+    """The pair as others expect it: four dimensions for proj_in and proj_out, which are 1x1 convolutions in SD 1.x."""
+    conv = layer.endswith((".proj_in", ".proj_out"))
+    return Pair(*(side[..., None, None] for side in pair)) if conv else pair
 
 
 def _lettered(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:

@@ -13,17 +13,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from spectral_diffusion.base import Base
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
+from spectral_diffusion.concept import Concept
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, NameTaken
 from spectral_diffusion.files import refuse_foreign
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.members import Member
+from spectral_diffusion.slices import check_name
 from spectral_diffusion.words import tokens_of
 
-_SIDES = {  # how a key ends -> which side of the change it is
+SIDES = {  # how a key ends -> which side of the change it is
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".lora_A.weight": "down",
@@ -34,13 +37,34 @@ _SIDES = {  # how a key ends -> which side of the change it is
 }
 
 
+def lora_concept(base: Base, path: Path | str, name: str, class_word: str, trigger: str) -> Concept:
+    """One LoRA as a concept of form `lora`, for a library; arguments and errors as of `lora_member`.
+
+    Layers of a lower rank than others get columns of zeros, which act as nothing.
+    """
+    if name != check_name(name) or name in class_word.lower().split():
+        raise NameTaken(f"{name!r} is already the class word: pick a name of its own, such as my_{name}.")
+    member = lora_member(base, path, name, class_word, trigger)
+    rank = member.members[0].rank
+    layers = {
+        layer: {"P": _widened(P, rank), "Q": _widened(Q, rank)}
+        for layer, (P, Q) in member.factors[name].items()
+    }
+    facts = (name, class_word, "lora", None, base.fingerprint, base.name, layers, dict(member.words))
+    return Concept(*facts, {"imported": Path(path).name, "trigger": trigger}).rounded()
+
+
+def _widened(side: Tensor, rank: int) -> Tensor:
+    return torch.nn.functional.pad(side, (0, rank - side.shape[1]))
+
+
 def lora_member(base: Base, path: Path | str, name: str, class_word: str, trigger: str) -> Fused:
     """The fused file of one LoRA: `<name>` in a prompt stands for the first and last word of `trigger`.
 
     Raises InputError or DamagedFile for what is no LoRA, BaseMismatch for one that changes layers which the base
-    has not, or which concepts do not adapt (only attention): it is not cut down silently.
+    has not, or which concepts do not adapt (see `Base.adaptable`): it is not cut down silently.
     """
-    tensors = _read(Path(path))
+    tensors = read_lora(Path(path))
     sides = _by_layer(tensors, base, path)
     factors = {layer: _factors(parts, layer, base, path) for layer, parts in sides.items()}
     rank = max(p.shape[1] for p, _ in factors.values())
@@ -52,7 +76,7 @@ def lora_member(base: Base, path: Path | str, name: str, class_word: str, trigge
     return Fused(base.name, base.fingerprint, (member,), {name: factors}, _words(base, name, trigger))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_lora(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     refuse_foreign(path)
@@ -69,25 +93,30 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _by_layer(tensors: Mapping[str, Tensor], base: Base, path: Path | str) -> dict[str, dict[str, Tensor]]:
     """Layer of the base -> side -> tensor."""
-    known = {_plain(layer): layer for layer in base.layers}
+    known = {plain_key(layer): layer for layer in base.adaptable}
     found: dict[str, dict[str, Tensor]] = {}
     strangers: set[str] = set()
     for key, tensor in tensors.items():
-        ending = next((ending for ending in _SIDES if key.endswith(ending)), None)
-        layer = known.get(_plain(key.removesuffix(ending))) if ending else None
+        ending = next((ending for ending in SIDES if key.endswith(ending)), None)
+        stem = plain_key(key.removesuffix(ending)) if ending else ""
+        # a PEFT file of one model does not say which one of the pipeline it is
+        layer = next(
+            (known[k] for k in (stem, f"unet_{stem}", plain_key(f"text_encoder_{stem}")) if k in known), None
+        )
         if layer is None:
             strangers.add(key)
         else:
-            found.setdefault(layer, {})[_SIDES[ending]] = tensor.float()
+            found.setdefault(layer, {})[SIDES[ending]] = tensor.float()
     if strangers:
         raise BaseMismatch(
-            f"{path} changes what concepts of {base.name} do not ({len(strangers)} tensors, such as "
-            f"{min(strangers)}): only attention layers of the same base can be fused."
+            f"{path} is no LoRA for {base.name}, or changes what concepts do not ({len(strangers)} tensors, such as "
+            f"{min(strangers)}): only attention, feed-forward and projection layers of an SD 1.x "
+            "base can be adapted."
         )
     return found
 
 
-def _plain(key: str) -> str:
+def plain_key(key: str) -> str:
     """A layer's name in any of the spellings, brought to one: `unet_down_blocks_0_…_to_q`."""
     key = re.sub(r"^lora_te1?_", "text_encoder_", re.sub(r"^lora_unet_", "unet_", key.replace(".", "_")))
     key = (
@@ -101,7 +130,7 @@ def _factors(parts: Mapping[str, Tensor], layer: str, base: Base, path: Path | s
     if not {"down", "up"} <= parts.keys():
         raise DamagedFile(f"{path} is damaged: layer {layer} has only one of its two factors.")
     down, up = (parts[side].flatten(1) for side in ("down", "up"))
-    out, width = base.layers[layer].weight.shape[:2]
+    out, width = base.adaptable[layer].weight.shape[:2]
     if len(down) != up.shape[1] or up.shape[0] != out or down.shape[1] != width:
         raise BaseMismatch(
             f"{path} does not fit {base.name}: layer {layer} is {up.shape[0]} x {down.shape[1]}, "

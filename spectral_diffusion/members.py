@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from spectral_diffusion import card
 from spectral_diffusion.blocks import factor_of
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError
@@ -16,7 +17,7 @@ from spectral_diffusion.slices import Slice, check_name
 from spectral_diffusion.tuner.maths import FORMS
 
 # forms that own no columns of the spectrum: low-rank factors from elsewhere, and full shares of a merge
-FREE_FORMS = ("lora", "orthogonal", "dense")
+FREE_FORMS = (*card.FREE_FORMS, "dense")
 
 
 @dataclass(frozen=True)

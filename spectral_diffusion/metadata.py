@@ -6,7 +6,8 @@
 | JPEG, WebP | EXIF UserComment, `UNICODE` and UTF-16-BE | EXIF ImageDescription |
 
 Our JSON holds the whole request, the pictures that were drawn at the same time and which of them this is,
-the base's name and fingerprint, and the concepts with their hashes; no path but those in the request.
+the base's name and fingerprint, the concepts and LoRAs with their hashes, and whether the concepts were made over
+another base (`portable`); no path but those in the request.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Recalled:
 def parameters(picture: Picture) -> str:
     """The generation parameters as A1111 writes and reads them, under its names."""
     request, shot = picture.request, picture.shot
-    lines = [shot.prompt] + ([f"Negative prompt: {shot.negative}"] if shot.negative else [])
+    loras = picture.made_with.get("lora_hashes", [])
+    networks = "".join(f" <lora:{lora['name']}:{lora['weight']:g}>" for lora in loras)
+    lines = [shot.prompt + networks] + ([f"Negative prompt: {shot.negative}"] if shot.negative else [])
     facts: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -59,6 +62,8 @@ def parameters(picture: Picture) -> str:
         facts["Denoising strength"] = request.denoise
     if request.vae:
         facts["VAE"] = Path(request.vae).name
+    if request.guide:
+        facts["T2I-Adapter"] = Path(request.guide).name
     if request.upscale > 1:
         facts |= {
             "Denoising strength": request.upscale_denoise,
@@ -68,6 +73,10 @@ def parameters(picture: Picture) -> str:
         }
     if request.regions:
         facts["Regions"] = len(request.regions)
+    if loras:
+        facts["Lora hashes"] = ", ".join(f"{lora['name']}: {lora['autov3']}" for lora in loras)
+    if picture.made_with.get("portable"):
+        facts["Portable"] = "concepts of another base"
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items())])
 
 

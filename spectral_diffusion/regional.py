@@ -50,7 +50,7 @@ def regional(
     with ExitStack() as stack:
         for key in change.layers():
             if not key.endswith(_TEXT_SIDE):
-                stack.callback(change.hook(key, base.layers[key]).remove)
+                stack.callback(change.hook(key, base.adaptable[key]).remove)
         for i, module in enumerate(cross_attention_layers(unet)):
             read = [text.chunk(layers, dim=1)[i] if layers > 1 else text for text in texts]
             pairs = [
@@ -122,8 +122,10 @@ class LocalChange:
             return inside[count]
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            reduced = F.linear(args[0], q.T) * columns(args[0].shape[1])
-            return output + F.linear(reduced, p)
+            picture = args[0].ndim == 4  # what a 1x1 convolution reads: (rows, in, height, width)
+            pixels = args[0].flatten(2).mT if picture else args[0]
+            change = F.linear(F.linear(pixels, q.T) * columns(pixels.shape[1]), p)
+            return output + (change.mT.reshape(output.shape) if picture else change)
 
         return layer.register_forward_hook(add)
 

@@ -17,7 +17,7 @@ from spectral_diffusion.samplers import check_sampler
 # A1111's names of the ways to enlarge before the second pass
 UPSCALERS = ("Latent", "Lanczos")
 _TEXTS = ("prompt", "negative", "sampler", "upscaler")
-_MAYBE_TEXTS = ("wildcards", "image", "vae")
+_MAYBE_TEXTS = ("wildcards", "image", "vae", "guide", "guide_image")
 # option, kind, least, most; the largest seed is what torch takes
 _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("count", Integral, 1, 10_000),
@@ -30,6 +30,7 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("upscale", Real, 1, 8),
     ("upscale_steps", Integral, 0, 1000),
     ("upscale_denoise", Real, 0, 1),
+    ("guide_strength", Real, 0, 2),
 )
 
 
@@ -50,7 +51,8 @@ class Request:
     `guidance` is A1111's CFG scale, `denoise` its denoising strength (with a start picture `image`),
     `upscale` and its companions its hires fix (1: off; 0 steps: as many as `steps`). `strengths`: concept ->
     strength; `blocks`: concept -> block (see module `blocks`) -> factor on its strength there.
-    `wildcards`: folder of the wildcards' files. `vae`: folder of another VAE.
+    `wildcards`: folder of the wildcards' files. `vae`: file or folder of another VAE. `loras`: file of somebody
+    else's LoRA -> weight, stacked on the concepts. `guide`: folder of a T2I-Adapter, which reads `guide_image`.
     """
 
     prompt: str
@@ -74,12 +76,19 @@ class Request:
     upscale_steps: int = 0
     upscale_denoise: float = 0.7
     vae: str | None = None
+    loras: Mapping[str, float] = field(default_factory=dict)
+    guide: str | None = None
+    guide_image: str | None = None
+    guide_strength: float = 1.0
 
     def __post_init__(self) -> None:
         _check_texts(self)
         _check_ranges(self)
         check_sampler(self.sampler, max(self.steps, self.upscale_steps))
         _check_strengths(self)
+        _check_loras(self.loras)
+        if bool(self.guide) != bool(self.guide_image):
+            raise InputError("A guide needs both a T2I-Adapter's folder and the picture that it reads.")
         if self.size is not None:
             object.__setattr__(self, "size", _size(self.size))
         object.__setattr__(self, "regions", _regions(self.regions))
@@ -182,6 +191,14 @@ def _check_strengths(request: Request) -> None:
         for key, number in table.items():
             if isinstance(number, bool) or not isinstance(number, Real) or not 0 <= number < float("inf"):
                 raise InputError(f"The strength of {what}{key} must be a number from 0 on, not {number!r}.")
+
+
+def _check_loras(loras: Any) -> None:
+    if not isinstance(loras, Mapping):
+        raise InputError(f"loras must be a table of files and weights, not {loras!r}.")
+    for file, weight in loras.items():
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not abs(weight) < float("inf"):
+            raise InputError(f"The weight of the LoRA {file} must be a number, not {weight!r}.")
 
 
 def _size(size: Any) -> tuple[int, int]:

@@ -1,8 +1,7 @@
 """The spectrum of a base: the top singular triplets of its attention weights, exact to fp32, cached on disk.
 
-A weight W (out x in) has the thin SVD W = U diag(S) V^T; a triplet is one column of U, one of V and their
-singular value. `top_triplets` computes the first k of one weight, `load_spectrum` those of a whole base,
-once per machine. Singular vectors are not reproducible between machines (signs, rounding), so a cache is a
+`triplets.top_triplets` computes the first k of one weight, `load_spectrum` those of a whole base, once per machine.
+Singular vectors are not reproducible between machines (signs, rounding), so a cache is a
 convenience for new concepts only: a trained concept carries its own columns.
 
 A cache that is truncated, altered or of another base is never used: it is recomputed with a warning.
@@ -13,8 +12,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import platformdirs
 import torch
@@ -24,26 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.triplets import Triplets, as_matrix, top_triplets
 
 CACHE_VARIABLE = "SPECTRAL_DIFFUSION_CACHE"
 CACHE_FORMAT = "spectrum-1"
-# Below this ratio S[k-1] / S[0] the Gram matrix, which squares it, no longer gives fp32 accuracy.
-GRAM_SAFE_RATIO = 1e-3
-
 Progress = Callable[[int, int], None]
-
-
-class Triplets(NamedTuple):
-    """k singular triplets of one weight: U (out x k), S (k) falling, V (in x k); fp32."""
-
-    U: Tensor
-    S: Tensor
-    V: Tensor
-
-    def take(self, columns: Sequence[int]) -> "Triplets":
-        """The triplets of the given columns, in the given order, as copies."""
-        index = torch.as_tensor(list(columns), dtype=torch.long, device=self.S.device)
-        return Triplets(*(t.index_select(t.ndim - 1, index) for t in self))
 
 
 class Spectrum(Mapping[str, Triplets]):
@@ -79,39 +63,6 @@ class Spectrum(Mapping[str, Triplets]):
         return Spectrum(inside, self.k)
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """The (out x in) matrix of a linear or 1x1 convolution weight; a view."""
-    if weight.ndim == 4 and weight.shape[2:] == (1, 1):
-        return weight[:, :, 0, 0]
-    if weight.ndim != 2:
-        raise InputError(
-            f"A weight of shape {tuple(weight.shape)} has no spectrum here: only linear layers and 1x1 "
-            "convolutions do."
-        )
-    return weight
-
-
-def top_triplets(weight: Tensor, k: int) -> Triplets:
-    """The first min(k, width) singular triplets of `weight`, with canonical signs, fp32, on its device.
-
-    The eigenvectors of the fp64 Gram matrix of the shorter side, as measured on one thread with k = 128:
-    as fast as a full fp32 SVD of a square weight and faster the longer the weight, with vectors a thousand
-    times more exact. Block Krylov and Chebyshev-filtered iterations lost on every width of SD 1.x (the
-    spectra of attention weights decay too slowly at k = 128). Weights of nearly lacking rank take the full
-    fp64 SVD. The largest entry of every column of U is positive.
-    """
-    matrix = _in_float64(as_matrix(weight.detach()))
-    if not torch.isfinite(matrix).all():
-        raise InputError(
-            "The weight holds numbers that are not finite, so it has no spectrum: check the base."
-        )
-    k = min(k, *matrix.shape)
-    triplets = _from_gram(matrix, k)
-    if not triplets.S[-1] > GRAM_SAFE_RATIO * triplets.S[0]:
-        triplets = _from_svd(matrix, k)
-    return Triplets(*(t.float().to(weight.device).contiguous() for t in _canonical(triplets)))
-
-
 def load_spectrum(
     weights: Mapping[str, Tensor],
     fingerprint: str,
@@ -145,42 +96,24 @@ def default_cache_dir() -> Path:
     return Path(root) / "spectra"
 
 
-def _in_float64(matrix: Tensor) -> Tensor:
-    # Apple's GPU has no fp64.
-    return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
-
-
-def _from_gram(matrix: Tensor, k: int) -> Triplets:
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    _, vectors = torch.linalg.eigh(tall.T @ tall)
-    short = vectors.flip(1)[:, :k]
-    scaled = tall @ short
-    S = torch.linalg.vector_norm(scaled, dim=0)
-    long = scaled / S
-    return Triplets(long, S, short) if tall is matrix else Triplets(short, S, long)
-
-
-def _from_svd(matrix: Tensor, k: int) -> Triplets:
-    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    return Triplets(U[:, :k], S[:k], Vh[:k].T)
-
-
-def _canonical(triplets: Triplets) -> Triplets:
-    U, S, V = triplets
-    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(U.dtype)
-    return Triplets(U * signs, S, V * signs)
-
-
 def _compute(weights: Mapping[str, Tensor], k: int, progress: Progress | None) -> Spectrum:
-    triplets = {}
-    for done, (name, weight) in enumerate(weights.items(), start=1):
+    """All layers, as many at once as torch has threads: LAPACK hardly gains by threads of its own."""
+    threads, triplets = torch.get_num_threads(), {}
+
+    def one(item: tuple[str, Tensor]) -> Triplets:
         try:
-            triplets[name] = Triplets(*(t.cpu() for t in top_triplets(weight, k)))
+            return Triplets(*(t.cpu() for t in top_triplets(item[1], k)))
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        if progress is not None:
-            progress(done, len(weights))
+            raise InputError(f"{item[0]}: {error}") from error
+
+    try:
+        with ThreadPoolExecutor(threads, "spectrum", torch.set_num_threads, (1,)) as pool:
+            for name, found in zip(weights, pool.map(one, weights.items()), strict=True):
+                triplets[name] = found
+                if progress is not None:
+                    progress(len(triplets), len(weights))
+    finally:
+        torch.set_num_threads(threads)
     return Spectrum(triplets, k)
 
 

@@ -7,7 +7,6 @@ afterwards, so that a picture does not depend on what is drawn with it, beyond f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,9 +17,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from spectral_diffusion import loras
 from spectral_diffusion.base import Base, quiet
+from spectral_diffusion.cast import check_shots, dressed, suited
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused, applied
+from spectral_diffusion.guides import features, guided, load_guide
 from spectral_diffusion.regional import regional
 from spectral_diffusion.request import Request, Shot
 from spectral_diffusion.samplers import make_sampler
@@ -29,53 +31,11 @@ from spectral_diffusion.vaes import other_vae
 from spectral_diffusion.words import Words, expand, layerwise
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, T2IAdapter
 
 Report = Callable[[int], None]
 
-_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
 _MOST_TEXTS = 64  # encodings kept; one of 77 tokens in 16 layers of SD 1.5 is 3.8 MB
-
-
-def made_with(base: Base, fused: Fused | None, request: Request) -> dict[str, Any]:
-    """Base and concepts, at the request's strengths, as a picture's metadata tell them."""
-    members = dressed(fused, request).members if fused is not None else ()
-    return {
-        "base": base.name,
-        "base_fingerprint": base.fingerprint,
-        "concepts": [member.facts() for member in members],
-    }
-
-
-def dressed(fused: Fused | None, request: Request) -> Fused | None:
-    """The concepts at the request's strengths, everywhere and by block.
-
-    Raises InputError for a strength of a concept, or of a block, that is not there.
-    """
-    if fused is None:
-        if request.strengths or request.blocks:
-            raise InputError("Strengths are given, but no concept is loaded.")
-        return None
-    fused = fused.with_strengths(request.strengths)
-    for name, blocks in request.blocks.items():
-        fused = fused.with_blocks(name, blocks)
-    return fused
-
-
-def check_shots(request: Request, shots: Sequence[Shot], names: Sequence[str]) -> None:
-    """Raises InputError for a prompt, or a region of the request, with a concept that is not among `names`, and
-    for A1111's `<lora:…>`, which would be read as plain text."""
-    for region in request.regions:
-        for name in region.concepts:
-            expand(f"<{name}>", names)
-    for shot in shots:
-        for text in (shot.prompt, shot.negative, *(text for pair in shot.regions for text in pair)):
-            expand(text, names)
-            if found := _NETWORK.search(text):
-                raise InputError(
-                    f"The prompt has {found[0]!r}: networks are not loaded from the prompt; fuse the file as a "
-                    "concept and take this out."
-                )
 
 
 def _only(fused: Fused, names: Sequence[str], part: str = "") -> Fused:
@@ -95,21 +55,20 @@ def staged(base: Base, fused: Fused | None, request: Request) -> Iterator[Stage]
     The stage serves every request of the same `look`. Raises InputError for a region's concept that is not
     loaded, BaseMismatch for a fused file of another base.
     """
-    fused = dressed(fused, request)
+    fused = dressed(suited(fused, base), request)
     names = tuple(fused.names) if fused else ()
     check_shots(request, (), names)
     inside = {name for region in request.regions for name in region.concepts}
     everywhere = _only(fused, [name for name in names if name not in inside]) if fused else None
-    local = _only(fused, sorted(inside)) if inside else None
-    with other_vae(base.pipeline, request.vae), applied(base, everywhere) as words:
-        yield Stage(base.pipeline, words, names, base, local)
-
-
-def look(request: Request) -> tuple[Any, ...]:
-    """What `staged` sets up for a request: requests of equal looks can share a stage."""
-    inside = sorted({name for region in request.regions for name in region.concepts})
-    blocks = sorted((name, sorted(table.items())) for name, table in request.blocks.items())
-    return sorted(request.strengths.items()), blocks, inside, request.vae
+    # checked above; later the base is baked, and not itself
+    local = _only(fused, sorted(inside)).on_any_base() if inside else None
+    guide = load_guide(base.pipeline, request.guide) if request.guide else None
+    with (
+        other_vae(base.pipeline, request.vae),
+        applied(base, everywhere) as words,
+        loras.worn(base, request.loras),
+    ):
+        yield Stage(base.pipeline, words, names, base, local, guide)
 
 
 @dataclass(frozen=True)
@@ -125,7 +84,8 @@ class Pass:
 
 
 class Stage:
-    """Draws shots with the weights as they stand. `local`: the concepts that act in regions only."""
+    """Draws shots with the weights as they stand. `local`: the concepts that act in regions only; `guide`: the
+    request's T2I-Adapter."""
 
     def __init__(
         self,
@@ -134,9 +94,10 @@ class Stage:
         names: tuple[str, ...] = (),
         base: Base | None = None,
         local: Fused | None = None,
+        guide: T2IAdapter | None = None,
     ) -> None:
         self.pipeline, self.words, self.names = pipeline, words, names
-        self.base, self.local = base, local
+        self.base, self.local, self.guide = base, local, guide
         self._read: dict[tuple[Any, ...], Tensor] = {}
 
     @torch.no_grad()
@@ -189,7 +150,11 @@ class Stage:
         if one.start is not None:
             pipeline, start = self._from_picture(), self._enlarged(one.start, one.size, len(shots))
             given = {"image": start, "strength": one.denoise}
-        with layerwise(self.pipeline.unet, self.words.layers), self._regional(request, texts, one.size):
+        with (
+            layerwise(self.pipeline.unet, self.words.layers),
+            self._regional(request, texts, one.size),
+            guided(self.pipeline.unet, self._features(request, one.size)),
+        ):
             return pipeline(
                 prompt_embeds=positive,
                 negative_prompt_embeds=negative,
@@ -200,6 +165,12 @@ class Stage:
                 callback_on_step_end=_caller(one.report),
                 **given,
             ).images
+
+    def _features(self, request: Request, size: tuple[int, int]) -> list[Tensor] | None:
+        if self.guide is None:
+            return None
+        picture = open_picture(request.guide_image, "guide's picture")
+        return features(self.guide, picture, size, request.guide_strength)
 
     def _own_size(self) -> tuple[int, int]:
         side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor

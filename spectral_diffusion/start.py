@@ -1,4 +1,4 @@
-"""Start pictures for img2img: opened with care, brought to a size the base can draw."""
+"""Pictures to start from and to be guided by: opened with care, brought to a size the base can draw."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from spectral_diffusion.errors import InputError
 _MOST_PIXELS = 64_000_000
 
 
-def open_picture(file: Path | str) -> Image.Image:
+def open_picture(file: Path | str, what: str = "start picture") -> Image.Image:
     """The picture upright and in RGB, on white where it is transparent.
 
     Raises InputError for what is no PNG, JPEG or WebP, truncated, or of more than 64 million pixels.
     """
     if not Path(file).is_file():
-        raise InputError(f"There is no start picture {file}.")
+        raise InputError(f"There is no {what} {file}.")
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > _MOST_PIXELS:
@@ -27,7 +27,7 @@ def open_picture(file: Path | str) -> Image.Image:
                 upright = upright.convert("I").point(lambda value: value / 256).convert("L")
             rgba = upright.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} cannot be read as a start picture ({error}): save it as PNG.") from error
+        raise InputError(f"{file} cannot be read as a {what} ({error}): save it as PNG.") from error
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
 

@@ -21,11 +21,12 @@ from typing import Any
 from spectral_diffusion.errors import InputError
 
 WHOLE = {"seed", "count", "steps", "batch", "clip_skip", "upscale_steps"}
-NUMBER = {"guidance", "denoise", "upscale", "upscale_denoise"}
-TEXT = {"prompt", "negative", "wildcards", "image", "vae"}
+NUMBER = {"guidance", "denoise", "upscale", "upscale_denoise", "guide_strength"}
+PATH = {"wildcards", "image", "vae", "guide", "guide_image"}
+TEXT = {"prompt", "negative", *PATH}
 LISTED = {"sampler", "upscaler", "size"}
-TABLES = {"strengths", "blocks", "regions"}
-OWN = {"prompt_file", "concept_off"}
+TABLES = {"strengths", "blocks", "regions", "loras"}
+OWN = {"prompt_file", "concept_off", "lora_folder"}
 COLUMNS = WHOLE | NUMBER | TEXT | LISTED | TABLES | OWN
 STRENGTH = "strength."
 

@@ -1,4 +1,4 @@
-"""A worker without torch, for the tests of engines: what an item's prompt says is what it does."""
+"""Workers for the tests of engines: what an item says is what they do. The first needs no torch."""
 
 import os
 import signal
@@ -31,3 +31,26 @@ def _outcome(item, device):
     elif prompt == "fail":
         return Outcome(item.id, None, "it failed")
     return Outcome(item.id, f"{prompt} in {os.getpid()}".encode())
+
+
+@contextmanager
+def mortal_worker(real, device):
+    """A real worker that is killed once it has drawn `die once FILE`, but only the first time; `die` kills it always,
+    `raise` raises out of it."""
+    with real(device) as worker:
+        yield SimpleNamespace(work=lambda task: _worked(worker, task))
+
+
+def _worked(worker, task):
+    outcomes = worker.work(task)
+    for item in task:
+        if item.shot.negative.startswith("die once "):
+            mark = Path(item.shot.negative.removeprefix("die once "))
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif item.shot.negative == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif item.shot.negative == "raise":
+            raise ValueError("it failed")
+    return outcomes

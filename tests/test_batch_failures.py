@@ -31,7 +31,7 @@ BAD_ROWS = {
     "stranger in a region": ({"prompt": "a", "regions": ["left: <bob>"]}, "<bob>, which is not loaded"),
     "clip skip": ({"prompt": "a", "clip_skip": 9}, "Clip skip must be 1 to 2"),
     "no picture": ({"prompt": "a", "image": "none.png", "steps": 4}, "There is no start picture"),
-    "no VAE": ({"prompt": "a", "vae": "none"}, "no VAE's folder"),
+    "no VAE": ({"prompt": "a", "vae": "none"}, "no VAE's file, nor its folder"),
 }
 
 

@@ -179,7 +179,7 @@ MISTAKES = {
     "name that is the class": ({"name": "cat", "class_word": "cat"}, (), "'cat' is already the class word"),
     "name that is no name": ({"name": "Rex!"}, (), "'Rex!' cannot name a concept"),
     "empty class": ({"class_word": " "}, (), "class is empty"),
-    "unknown form": ({}, ("--form", "diagonal"), "additive or rotational, not 'diagonal'"),
+    "unknown form": ({}, ("--form", "diagonal"), "lora or orthogonal, not 'diagonal'"),
     "no steps": ({}, ("--steps", 0), "steps must be at least 1"),
     "rate not a number": ({}, ("--weight-rate", "nan"), "weight_rate must be a number"),
     "rank 0": ({}, ("--rank", 0), "rank of a slice is a whole number from 1 on, not 0"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run, told
 from conftest import random_concept
 from PIL import Image
@@ -25,7 +26,7 @@ def rex(base, tmp_path_factory):
 @pytest.fixture
 def draw(base_folder, tmp_path, monkeypatch, base):
     """A command of ours on the tiny base, which is not loaded again: `draw("generate", …)`."""
-    monkeypatch.setattr("spectral_diffusion.base.load_base", lambda name: base)
+    monkeypatch.setattr("spectral_diffusion.base.load_base", lambda name, **_: base)
 
     def call(command, *arguments):
         where = ("--base", base_folder, "-o", tmp_path / "out")
@@ -78,7 +79,48 @@ def test_a_batch_tells_what_failed_and_goes_on(draw, rex, pristine, tmp_path):
     assert result.exit_code == 0 and "0 made, 2 kept, 0 failed" in result.stdout
 
 
+def test_other_people_s_files_and_another_base_are_told_by_the_picture(draw, rex, base, pristine, tmp_path):
+    from safetensors.torch import save_file
+
+    key = next(key for key in base.layers if key.endswith("attn2.to_q"))
+    pair = {f"{key}.lora_A.weight": torch.ones(2, 32), f"{key}.lora_B.weight": torch.ones(32, 2)}
+    save_file(pair, tmp_path / "style.safetensors")
+    own = Fused.load(rex)
+    moved = {layer: (p.flip(0), q.flip(0)) for layer, (p, q) in own.factors["rex"].items()}
+    other = replace(own, base_name="chill", base_fingerprint="cd" * 32, factors={"rex": moved})
+    other.save(tmp_path / "other.safetensors")
+    told(draw("generate", tmp_path / "other.safetensors", "<rex>"), "made over base chill", "--base")
+    result = draw(
+        "generate", tmp_path / "other.safetensors", "<rex> <lora:style:0.5>", "--lora-folder", tmp_path,
+        "--steps", 1, "--portable", "--prediction", "epsilon",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    file = Path(result.stdout.strip())
+    shown = json.loads(draw("recall", file).stdout)
+    assert shown["portable"] is True and shown["prediction"] == "epsilon" and shown["prompt"] == "<rex>"
+    assert shown["loras"] == {str(tmp_path / "style.safetensors"): 0.5}
+    with Image.open(file) as image:
+        assert "<lora:style:0.5>" in image.text["parameters"] and "Portable: " in image.text["parameters"]
+    again = draw("recall", file, tmp_path / "other.safetensors", "--run")
+    assert again.exit_code == 0, again.output
+    assert pixels(Path(again.stdout.strip())) == pixels(file)
+    assert json.loads(draw("recall", again.stdout.strip()).stdout)["portable"] is True
+    same = draw(
+        "generate",
+        rex,
+        "<rex>",
+        "--lora",
+        f"{tmp_path / 'style.safetensors'}=0.5",
+        "--steps",
+        1,
+        "--portable",
+    )
+    assert json.loads(draw("recall", same.stdout.strip()).stdout)["portable"] is False
+
+
 MISTAKES = {
+    "lora": (("--lora", "x.safetensors=much"), "'x.safetensors=much' is not file=weight"),
+    "guide": (("--guide", "sketch"), "both a T2I-Adapter's folder and the picture"),
     "size": (("--size", "wide"), "--size 'wide' is not width x height"),
     "block": (("--block", "rex.up"), "'rex.up' is not name.block=number"),
     "strange block": (("--block", "rex.side=1"), "rex has no block 'side'"),
@@ -115,6 +157,16 @@ def test_a_picture_of_another_base_is_not_drawn_again(draw, rex, base, tmp_path)
     (picture,) = generate(base, Request("a", steps=1))
     other = replace(picture, made_with={**picture.made_with, "base_fingerprint": "cd" * 32, "base": "chill"})
     told(draw("recall", save(other, tmp_path), "--run"), "drawn with base chill (cdcdcdcdcdcd), not tiny")
+
+
+def test_what_a_base_predicts_is_one_of_two(draw, rex):
+    told(draw("generate", rex, "a", "--prediction", "noise"), "'noise' is none of epsilon, v_prediction")
+
+
+def test_ray_draws_on_one_kind_of_device(draw, rex, tmp_path):
+    (tmp_path / "jobs.csv").write_text("prompt\na\n")
+    options = ("--ray", 2, "--device", "cpu", "--device", "cuda")
+    told(draw("batch", tmp_path / "jobs.csv", *options), "With --ray give one --device")
 
 
 def test_options_are_read():

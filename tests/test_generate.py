@@ -79,6 +79,12 @@ def test_every_sampler_draws_the_same_whatever_the_batch(base, pristine, sampler
     assert all(near(one, two) for one, two in zip(together, apart, strict=True))
 
 
+def test_a_seed_is_the_same_picture_in_a_batch_of_1_and_of_8(base, pristine, duo):
+    request = Request("a <rex> in the snow", seed=5, count=8, steps=3, batch=8, sampler="Euler a")
+    together, apart = (generate(base, replace(request, batch=batch), duo) for batch in (8, 1))
+    assert all(near(one, two) for one, two in zip(together, apart, strict=True))
+
+
 def test_progress_counts_every_step_of_every_batch(base):
     seen = []
     generate(base, replace(REQUEST, batch=2), progress=lambda done, total: seen.append((done, total)))
@@ -134,7 +140,7 @@ def test_a_concept_that_is_not_loaded_is_refused_and_the_base_restored(base, pri
         generate(base, Request("<bob>"), fused)
     with pytest.raises(InputError, match="loaded concepts: none"):
         generate(base, Request("<rex>"))
-    with pytest.raises(InputError, match=r"'<lora:x:1>': networks are not loaded from the prompt"):
+    with pytest.raises(InputError, match="'<lora:x:1>', which is no LoRA that was found"):
         generate(base, Request("a dog <lora:x:1>"))
     with pytest.raises(InputError, match="no concept is loaded"):
         generate(base, Request("a dog", strengths={"rex": 1}))
@@ -245,7 +251,9 @@ def test_another_vae_draws_and_goes_again(base, base_folder, pristine, tmp_path,
     (brighter,) = generate(base, replace(REQUEST, count=1, vae=str(tmp_path / "vae")))
     assert pixels(brighter).mean() > pixels(same).mean() + 20
     assert base.pipeline.vae is before
-    with pytest.raises(InputError, match=r"no VAE's folder"):
+    from_file = replace(REQUEST, count=1, vae=str(tmp_path / "vae" / "diffusion_pytorch_model.safetensors"))
+    assert generate(base, from_file)[0].image.tobytes() == brighter.image.tobytes()
+    with pytest.raises(InputError, match="is no VAE's file, nor its folder"):
         generate(base, replace(REQUEST, vae=str(tmp_path)))
 
 

@@ -20,7 +20,7 @@ ALLOWED = {  # who may import whom, itself aside; what joins concepts and fusion
     "fusion": {"spectral_diffusion"},
     "pages": {"spectral_diffusion", "concepts", "fusion"},
     "app": {"spectral_diffusion", "concepts", "fusion", "pages"},
-    "benchmarks": {"spectral_diffusion", "concepts", "fusion"},
+    "benchmarks": {"spectral_diffusion", "concepts", "fusion", "tools"},
     "tools": {"spectral_diffusion", "concepts", "fusion"},
     "tests": set(OURS),
 }

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import random_concept
-from safetensors.torch import save_file
+from conftest import WIDTH, random_concept
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion.fuse import fuse
@@ -125,6 +125,15 @@ def test_layer_wise_words_leave_with_a_warning(places, tmp_path):
     assert run(*command).exit_code == 2
     done = run(*command, "--mean-words")
     assert done.exit_code == 0 and "layer-wise words of mia become their mean" in done.stderr
+
+
+def test_layer_wise_words_are_refitted_on_their_base_and_the_loss_is_told(places, tmp_path):
+    output = tmp_path / "mia.safetensors"
+    command = ("export", places["mia"], "--format", "kohya", "--bundle-embeddings", "-o", output)
+    done = run(*command, "--base", places["folder"])
+    assert done.exit_code == 0, done.output
+    assert "mia: one vector a word loses" in done.stderr
+    assert load_file(output)["bundle_emb.mia.string_to_param.*"].shape == (2, WIDTH)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_diffusion.errors import InputError
@@ -49,6 +49,7 @@ def test_defaults_of_a_toml_file_yield_to_its_jobs(tmp_path):
     assert requests(table) == [Request("a", steps=7, strengths={"rex": 0.5})]
 
 
+@settings(deadline=None)
 @given(st.integers(-50, 50), st.integers(1, 30), st.integers(1, 100))
 def test_a_range_has_both_its_ends_and_even_steps(first, count, step):
     first, step = abs(first) / 10, step / 100

@@ -21,7 +21,7 @@ def write_lora(base, path, kohya=False, layers=None, rank=2, alpha=None):
     draw = torch.Generator().manual_seed(5)
     tensors = {}
     for key in layers or base.layers:
-        out, width = base.layers[key].weight.shape[:2]
+        out, width = base.adaptable[key].weight.shape[:2]
         down, up = torch.randn(rank, width, generator=draw), torch.randn(out, rank, generator=draw)
         name = "lora_" + key.replace("text_encoder", "te", 1).replace(".", "_") if kohya else key
         ends = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")

@@ -1,11 +1,11 @@
-"""What the buttons of the pages do, on a tiny base: drawn, recalled, interrupted, renamed, fused, taught."""
+"""What the buttons of the other pages do, on a tiny base: renamed, fused, baked, taught."""
 
 import io
-import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import pictures, weights_of
+from conftest import pictures
+from drawn_pages import draw, free, generate_on, served_from, studio_on, visitor
 from PIL import Image
 
 import app
@@ -13,50 +13,19 @@ from spectral_diffusion.errors import InputError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def served_from(tmp_path_factory):
-    """gradio is imported as `app.py` does it: with a folder of uploads of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+def uploads(tmp_path_factory):
+    with served_from(tmp_path_factory.mktemp("uploads")):
         yield
 
 
 @pytest.fixture
 def studio(base, base_folder, library, tmp_path):
-    from pages.studio import Studio
-
-    studio = Studio(library, tmp_path / "out", str(base_folder))
-    studio._loading.set_result(base)  # the loaded one, rather than loading it again
-    return studio
+    return studio_on(base, base_folder, library, tmp_path / "out")
 
 
 @pytest.fixture
 def generate(studio):
-    import gradio as gr
-
-    from pages.generate import Generate
-
-    page = Generate(studio)
-    with gr.Blocks() as blocks:
-        page.build(blocks)
-    return page
-
-
-def visitor(session="one"):
-    return SimpleNamespace(session_hash=session)
-
-
-def form(**changes):
-    from pages.form import Form
-
-    return Form(**{"prompt": "a <rex>", "steps": 2, "count": 1, "seed": 3, "random": False, **changes})
-
-
-def draw(page, id_="concept:rex", strength=1.0, session="one", **changes):
-    from pages.generate import MEMBERS
-
-    sliders = [strength] * MEMBERS
-    return list(page.draw(visitor(session), id_, *sliders, *form(**changes)))
+    return generate_on(studio)
 
 
 def test_choices_are_ids_of_concepts_and_fused_files(studio):
@@ -70,96 +39,6 @@ def test_choices_are_ids_of_concepts_and_fused_files(studio):
     for foreign in ("concept:nox", "fused:../rex", "/etc/passwd", "concept:../rex"):
         with pytest.raises(InputError, match="reload the page"):
             choices.chosen(studio, foreign)
-
-
-def test_a_picture_is_drawn_saved_and_gives_its_settings_back(generate, base, studio):
-    before = weights_of(base)
-    news = draw(generate, strength=0.5, negative="fog")
-    assert news[-1][-1] == 3  # the seed, for the field of the seed
-    (file,) = studio.output.glob("*.png")
-    assert [name.rsplit("/")[-1] for name in news[-1][2]] == [file.name]
-    assert all((weights_of(base)[key] == tensor).all() for key, tensor in before.items())
-
-    recalled = generate.recall(SimpleNamespace(index=0), news[-1][4])
-    assert recalled[0] == "concept:rex"
-    assert {"prompt": "a <rex>", "negative": "fog", "seed": 3}.items() <= form_in(recalled).items()
-    assert [u["value"] for u in recalled if isinstance(u, dict) and u.get("label") == "Strength of rex"] == [
-        0.5
-    ]
-
-
-def form_in(recalled):
-    from pages.form import Form
-
-    return Form(*recalled[-1 - len(Form._fields) : -1])._asdict()
-
-
-def test_a_preview_on_the_way_changes_no_picture(base):
-    from spectral_diffusion.foresight import foreseen
-    from spectral_diffusion.generate import Request, generate
-
-    request = Request("a dog", steps=4, count=2, batch=2)
-    alone = [picture.image.tobytes() for picture in generate(base, request)]
-    seen = []
-    with foreseen(base.pipeline, request.guidance, seen.append, seconds=0):
-        watched = [picture.image.tobytes() for picture in generate(base, request)]
-    assert watched == alone and len(seen) >= 1 and seen[0].size == (base.size, base.size)
-    assert not base.pipeline.unet._forward_hooks
-
-
-def test_the_last_guess_is_nearly_the_picture(base):
-    import numpy as np
-
-    from spectral_diffusion.foresight import foreseen
-    from spectral_diffusion.generate import Request, generate
-
-    far = {}
-    for sampler in ("DPM++ 2M", "Euler", "DDIM"):
-        seen = []
-        with foreseen(base.pipeline, 5.0, seen.append, seconds=0):
-            (picture,) = generate(base, Request("a dog", steps=8, sampler=sampler))
-        end, first, last = (np.asarray(i, dtype=float) for i in (picture.image, seen[0], seen[-1]))
-        far[sampler] = abs(last - end).mean(), abs(first - end).mean()
-    assert all(last < first or last < 4 for last, first in far.values()), far
-
-
-def test_a_mistake_is_one_sentence_in_place(generate, studio):
-    ((said, *_),) = draw(generate, steps=0)
-    assert 'role="alert"' in said and "steps must be" in said
-    said = draw(generate, prompt="a <nox>")[-1][0]
-    assert 'role="alert"' in said and "nox" in said and "Traceback" not in said
-    assert not studio.output.exists()
-
-
-def test_interrupting_ends_at_the_next_step_and_leaves_the_base_as_it_was(generate, base, studio):
-    before = weights_of(base)
-    running = generate.draw(visitor(), "concept:rex", *[1.0] * 12, *form(steps=500))
-    next(running)
-    assert "Nothing" in generate.stop(visitor("another"))
-    assert "Interrupting" in generate.stop(visitor())
-    assert "Interrupted" in list(running)[-1][0]
-    assert studio.lock.acquire(timeout=30)
-    studio.lock.release()
-    assert all((weights_of(base)[key] == tensor).all() for key, tensor in before.items())
-
-
-def test_closing_the_page_ends_the_drawing(generate, studio):
-    running = generate.draw(visitor(), "concept:rex", *[1.0] * 12, *form(steps=500))
-    next(running)
-    running.close()
-    assert studio.lock.acquire(timeout=30)
-    studio.lock.release()
-
-
-def test_two_users_draw_one_after_the_other(generate, studio):
-    with studio.lock:  # somebody draws
-        running = generate.draw(visitor("two"), "", *[1.0] * 12, *form(prompt="a dog"))
-        stepped = threading.Thread(target=lambda: list(running), daemon=True)
-        stepped.start()
-        stepped.join(1)
-        assert stepped.is_alive() and not studio.output.exists()
-    stepped.join(60)
-    assert len(list(studio.output.glob("*.png"))) == 1
 
 
 def test_concepts_are_shown_renamed_exported_and_removed(studio):
@@ -223,6 +102,27 @@ def test_a_fusion_is_made_shown_measured_from_its_weights_and_drawn_with(studio,
         page.fuse(["rex"], "spectral", "", "duo", *[1.0] * 12)
     with pytest.warns(UserWarning, match="cannot name"):
         page.fuse(["rex"], "spectral", "", "../duo", *[1.0] * 12)
+
+
+def test_a_fusion_is_baked_and_its_methods_compared_only_with_photos(studio, base):
+    from pages.compare import Comparison
+    from pages.fuse import Fuse
+    from spectral_diffusion.base import load_base
+
+    page = Fuse(studio)
+    page.fuse(["rex"], "spectral", "", "one", *[1.0] * 12)
+    assert "diffusers folder" in page.bake_it("fused:one")
+    baked = load_base(str(studio.library / "baked" / "one"))
+    assert baked.size == base.size and baked.fingerprint != base.fingerprint
+    with pytest.warns(UserWarning, match="exists"):
+        page.bake_it("fused:one")
+
+    told = list(Comparison(studio).compare(visitor(), ["rex", "mia"], [], "1", 1, 5))[-1][0]
+    assert 'role="alert"' in told and "no photos of" in told
+    told = list(Comparison(studio).compare(visitor(), ["rex"], [], "1", 1, 5))[-1][0]
+    assert "Tick two or more" in told
+    told = list(Comparison(studio).compare(visitor(), ["rex", "mia"], [], "much", 1, 5))[-1][0]
+    assert "no list of numbers" in told and free(studio)
 
 
 def test_teaching_looks_at_the_photos_writes_captions_and_queues(studio, tmp_path):

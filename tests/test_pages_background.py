@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pages.background import Interrupted, Stops, telling, turn
+from pages.background import Interrupted, Stops, Turns, telling
 
 
 def test_everything_told_arrives_in_order():
@@ -58,14 +58,39 @@ def test_a_session_interrupts_its_own_work_only():
 
 
 def test_waiting_for_a_turn_can_be_given_up():
-    lock, asked = threading.Lock(), []
+    turns, asked = Turns(), []
 
     def impatient():
         asked.append(1)
         raise Interrupted("enough")
 
-    with lock, pytest.raises(Interrupted), turn(lock, impatient):
-        raise AssertionError("it is not our turn")
-    with turn(lock, impatient):
-        assert lock.locked()
-    assert asked == [1] and not lock.locked()
+    with turns.taken():
+        with pytest.raises(Interrupted), turns.taken(impatient):
+            raise AssertionError("it is not our turn")
+        assert turns.busy
+    with turns.taken(impatient):
+        pass
+    assert asked == [1] and not turns.busy
+
+
+def test_turns_come_in_the_order_of_asking_and_long_work_lets_others_go_first():
+    turns, order, asked = Turns(), [], threading.Event()
+
+    def two_parts(name):
+        with turns.taken(asked.set) as others_first:
+            order.append(f"{name} 1")
+            others_first()
+            order.append(f"{name} 2")
+
+    with turns.taken():
+        threads = []
+        for name in ("ann", "bob"):
+            threads.append(threading.Thread(target=two_parts, args=(name,)))
+            threads[-1].start()
+            assert asked.wait(5)
+            asked.clear()
+            time.sleep(0.3)  # whoever asked before has told so again by now
+            asked.clear()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["ann 1", "bob 1", "ann 2", "bob 2"] and not turns.busy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pages.commands import fuse_command, generate_command
+from pages.commands import fuse_command, generate_command, report_command
 from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.generate import save
@@ -97,3 +97,9 @@ def test_the_command_line_of_a_fusion_names_only_what_differs():
     line = fuse_command(["rex", "mia"], {"rex": 1.0, "mia": 0.5}, "mean", Path("l"), Path("o"), "toybox")
     assert shlex.split(line)[2:7] == ["fusion", "fuse", "rex", "mia", "--method=mean"]
     assert "--strength=mia=0.5" in line and "--strength=rex" not in line
+
+
+def test_the_command_line_of_a_report_finds_the_concepts_as_they_were_trained():
+    photos = {"rex": Path("p")}
+    line = report_command(Path("f/duo.safetensors"), Path("f/r.html"), photos, Path("l"), "toybox", 1, 20)
+    assert "--library=l" in line and "--photos=rex=p" in line and "--seeds=1 --steps=20" in line

@@ -1,5 +1,7 @@
 """A base is the concept's own, the same in another precision, or another: then only --portable takes it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import WIDTH, random_concept
@@ -108,3 +110,22 @@ def test_a_base_of_another_size_is_refused_in_any_case(files, base, altered_base
 
 def test_no_layers_are_no_proof():
     assert not is_rounding([])
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_fusion_that_changes_one_side_is_recognised_by_the_other(files, altered_base, case, side):
+    draw = torch.Generator().manual_seed(3)
+
+    def changed(p, q):
+        one = p if side == "outputs" else q
+        mixed = torch.randn(len(one), len(one), generator=draw) @ one / len(one) ** 0.5
+        return (mixed, q) if side == "outputs" else (p, mixed)
+
+    factors = {n: {k: changed(*pq) for k, pq in layers.items()} for n, layers in files[case].factors.items()}
+    file = replace(files[case], factors=factors)
+    assert file.relation(altered_base(lambda w: w.bfloat16().float())) == "rounded"
+    assert (
+        file.relation(altered_base(lambda w: w + 0.02 * w.std() * torch.randn(w.shape, generator=draw)))
+        == "other"
+    )

@@ -96,7 +96,7 @@ def test_printed_settings_read_back_are_the_same(tmp_path_factory, options):
         ("layerwise = 1", "layerwise .* must be true or false"),
         ('start = "first"', "start .* must be a whole number or none"),
         ('preview_prompts = "a {}"', "must be a list of texts"),
-        ('form = "diagonal"', "form must be additive or rotational"),
+        ('form = "diagonal"', "form must be additive, rotational, lora or orthogonal"),
         ("isolated = true", "isolated needs reserved"),
         ('preset = "papr"', "There is no preset 'papr'; there are .*paper"),
         ("steps = ", "my.toml is no TOML file"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_concept
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -138,6 +138,34 @@ def test_a_weight_change_stays_inside_its_mask_to_the_bit(base, pristine, duo, l
     assert torch.allclose(answer[:, :, :4], changed[:, :, :4], atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"])
+def test_so_does_one_of_the_layers_around_attention(base, pristine, duo, layer):
+    key = next(key for key in base.adaptable if key.startswith("unet.") and key.endswith(layer))
+    module, draw = base.adaptable[key], torch.Generator().manual_seed(1)
+    out, width = module.weight.shape[:2]
+    factors = {key: (torch.randn(out, 3, generator=draw), torch.randn(width, 3, generator=draw))}
+    rex = replace(duo, members=duo.members[:1], factors={"rex": factors})
+    inputs = torch.randn(2, 64, width, generator=draw)
+    if module.weight.ndim == 4:
+        inputs = inputs.mT.reshape(2, width, 8, 8)
+    text = torch.zeros(2, 77, 32)
+    with torch.no_grad():
+        plain = module(inputs)
+        kept, module.weight.data = (
+            module.weight.data,
+            module.weight.data + rex.delta(key).reshape(module.weight.shape),
+        )
+        changed = module(inputs)
+        module.weight.data = kept
+        with regional(base, rex, [Region("<rex>", LEFT)], [text, text], 1, (64, 64)):
+            answer = module(inputs)
+    if module.weight.ndim == 4:
+        answer, plain, changed = (part.flatten(2).mT for part in (answer, plain, changed))
+    answer, plain, changed = (part.reshape(2, 8, 8, -1) for part in (answer, plain, changed))
+    assert answer[:, :, 4:].equal(plain[:, :, 4:])
+    assert torch.allclose(answer[:, :, :4], changed[:, :, :4], atol=1e-4)
+
+
 def test_each_pixel_attends_to_its_region_s_text_with_its_region_s_weights(base, pristine, duo):
     module = cross_attention_layers(base.pipeline.unet)[0]
     path = next(path for path, m in base.pipeline.unet.named_modules() if m is module)
@@ -191,6 +219,7 @@ BOXES = st.tuples(*[st.floats(0, 1)] * 4).map(
 ).filter(lambda b: b[0] < b[2] and b[1] < b[3])  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(BOXES, st.floats(0, 0.5)), min_size=1, max_size=4))
 def test_the_shares_of_every_pixel_add_up_to_one(boxes):
     masks, parts = shares([Region("a", box, feather=feather) for box, feather in boxes], 40, 24)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from spectral_diffusion import spectrum
+from spectral_diffusion import spectrum, triplets
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.spectrum import Triplets, load_spectrum, top_triplets
+from spectral_diffusion.spectrum import load_spectrum
+from spectral_diffusion.triplets import Triplets, top_triplets
 
 WEIGHTS = {
     "block.to_q": torch.randn(24, 20, generator=torch.Generator().manual_seed(1)),
@@ -63,6 +64,42 @@ def test_vectors_agree_with_a_float64_svd_where_the_spectrum_has_gaps():
     exact = torch.linalg.svd(weight, full_matrices=False).U[:, :10]
     U = top_triplets(weight, 10).U.double()
     assert (exact * (exact * U).sum(0).sign() - U).abs().max() < 1e-7, "only the rounding to fp32 is left"
+
+
+def steep(rows: int, columns: int) -> torch.Tensor:
+    return matrix(rows, columns, 0.9, 3).float()
+
+
+def flat(rows: int, columns: int) -> torch.Tensor:
+    return matrix(rows, columns, 1.0, 4).float()
+
+
+def noisy(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kind", [noisy, flat, steep], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("shape", [(300, 260), (256, 320)], ids=str)
+def test_wide_weights_are_as_exact_as_fp32_allows(kind, shape):
+    weight = kind(*shape)
+    U, S, V = (t.double() for t in top_triplets(weight, 40))
+    exact = torch.linalg.svdvals(weight.double())[:40]
+    assert torch.allclose(S, exact, rtol=1e-6)
+    assert (weight.double() @ V - U * S).norm(dim=0).max() <= 2e-6 * S[0]
+    assert (weight.double().T @ U - V * S).norm(dim=0).max() <= 2e-6 * S[0]
+    for side in (U, V):
+        assert (side.T @ side - torch.eye(40)).abs().max() < 1e-6
+    assert equal(top_triplets(weight, 40), top_triplets(weight, 40))
+
+
+def test_wide_weights_take_fp32_where_it_is_exact_and_fp64_where_it_is_not(monkeypatch):
+    taken = []
+    exactly = triplets._in_float64
+    monkeypatch.setattr(triplets, "_in_float64", lambda *given: taken.append(1) or exactly(*given))
+    top_triplets(noisy(300, 260), 8)
+    assert not taken
+    top_triplets(steep(300, 260), 60)
+    assert taken
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(6, 4), torch.ones(5, 7)], ids=["zero", "rank one"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.spectrum import Triplets, top_triplets
+from spectral_diffusion.triplets import Triplets, top_triplets
 from spectral_diffusion.tuner import Numbers, SpectralConfig, SpectralLayer
 from spectral_diffusion.tuner.maths import FORMS, additive_factors, cayley_minus_identity, rotational_factors
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from spectral_diffusion import tuner
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.spectrum import Triplets, top_triplets
+from spectral_diffusion.triplets import Triplets, top_triplets
 from spectral_diffusion.tuner import SpectralConfig, fold, set_strength, spectral_layers, using_spectrum
 from spectral_diffusion.tuner import model as tuner_model
 
@@ -176,7 +176,7 @@ FRESH = """
     import sys, torch
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from safetensors.torch import load_file, save_file
-    from spectral_diffusion.spectrum import Triplets
+    from spectral_diffusion.triplets import Triplets
     from spectral_diffusion.tuner import SpectralConfig, model as tuner_model, spectral_layers
 
     def other_machine(weight, k):

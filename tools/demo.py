@@ -1,6 +1,6 @@
 """`make demo`: from five pictures each to three fused concepts in one picture, with a sheet and a report.
 
-Trains three bundled samples (two of them dogs) on the toybox, apart from each other, fuses them by the sum and
+Trains three bundled samples (two of them bears) on the toybox, apart from each other, fuses them by the sum and
 by the mean of the paper's released code, draws each alone and fused on the same seeds, and all together: each in its
 region of one wide picture, and by the prompt alone.
 """
@@ -36,9 +36,9 @@ from spectral_diffusion.regions import Region
 
 SAMPLES = Path("docs/samples")
 OUTPUT = Path("outputs/demo")
-CAST = {"rex": "dog", "dot": "dog", "mia": "cat"}
+CAST = {"mia": "cat", "bruno": "bear", "yuki": "bear"}
 SEEDS = (11, 12)
-TOGETHER = "a photo of <rex>, <dot> and <mia> on the beach"
+TOGETHER = "a photo of <mia>, <bruno> and <yuki> on the beach"
 WIDE = (256, 128)  # pixels: in 128 x 128, three things are 40 pixels wide each, too few for the base's faces
 _CELL, _MARGIN = 128, 18
 

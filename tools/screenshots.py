@@ -46,10 +46,10 @@ def take_all(browser: Browser, url: str, output: Path, steps: int, sampling: int
     for name, class_word in CAST.items():
         teach(visit.go("Teach"), name, class_word, steps)
     panel = visit.go("Teach")
-    panel.get_by_label(re.compile(r"^rex: ")).check()
+    panel.get_by_role("radio", name="rex: ").check()
     _shows(panel, re.compile(r"rex: step (\d\d|[5-9])|rex is taught"))
     keep(visit.page, output / "teach.png")
-    panel.get_by_label(re.compile(r"^dot: ")).check()
+    panel.get_by_role("radio", name="dot: ").check()
     _shows(panel, re.compile("dot is taught"))
 
     keep_fusion(visit, output, sampling)
@@ -76,13 +76,14 @@ def take_all(browser: Browser, url: str, output: Path, steps: int, sampling: int
 def teach(panel: Locator, name: str, class_word: str, steps: int) -> None:
     """Puts a training on bundled photos into the queue."""
     panel.get_by_role("button", name="Start over").click()
+    panel.get_by_text("1.png, ").first.wait_for(state="hidden")
     choose(panel, "Sample photos", name)
     panel.get_by_text("1.png, ").first.wait_for()
-    panel.get_by_label(re.compile("^Name")).fill(name)
-    panel.get_by_label(re.compile("^Class")).fill(class_word)
-    panel.get_by_label(re.compile("^Steps")).fill(str(steps))
+    panel.get_by_role("textbox", name=re.compile("^Name")).fill(name)
+    panel.get_by_role("textbox", name=re.compile("^Class")).fill(class_word)
+    panel.get_by_role("spinbutton", name=re.compile("^Steps")).fill(str(steps))
     panel.get_by_role("button", name="Look again").click()
-    panel.get_by_text("columns", exact=False).first.wait_for()
+    panel.get_by_text(re.compile("(gets|has) columns|Which columns")).first.wait_for()
     panel.get_by_role("button", name="Start", exact=True).click()
     panel.get_by_text(f"{name} is in the queue").wait_for()
 
@@ -91,10 +92,11 @@ def keep_fusion(visit: Visit, output: Path, sampling: int) -> None:
     """Fuses the cast and measures what each keeps."""
     panel = visit.go("Fuse")
     for name in CAST:
-        panel.get_by_label(re.compile(f"^<{name}>")).check()
+        panel.get_by_role("checkbox", name=f"<{name}>").check()
+    panel.get_by_text("these 3 can be fused").wait_for()
     panel.get_by_label("Name of the fused file").fill("trio")
     panel.get_by_role("button", name="Fuse", exact=True).click()
-    panel.get_by_text("Fused file").first.wait_for()
+    _holds(panel, "Its recipe", re.compile("rex"))
     slide(panel, "Steps", sampling)
     panel.get_by_role("button", name="Measure what each concept keeps").click()
     panel.locator("iframe.report").wait_for()
@@ -128,6 +130,13 @@ def keep(page: Page, path: Path, full: bool = False) -> None:
             break
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
+
+
+def _holds(panel: Locator, label: str, said: re.Pattern[str]) -> None:
+    """Waits until the field says so."""
+    from playwright.sync_api import expect
+
+    expect(panel.get_by_label(label)).to_have_value(said, timeout=1000 * _SECONDS)
 
 
 def _shows(panel: Locator, said: re.Pattern[str]) -> None:

@@ -26,6 +26,8 @@ class Item:
 
 Task = tuple[Item, ...]  # items that are drawn at once: alike but for prompts and seeds
 
+LIVES = 2  # workers that may die over a task
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -42,3 +44,16 @@ class Engine(Protocol):
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yields outcomes as they come; closing the iterator ends the engine's work."""
         ...
+
+
+def handed_on(task: Task, deaths: int, reason: str) -> tuple[list[tuple[Task, int]], list[Outcome]]:
+    """What becomes of a task over which a worker died for the `deaths`-th time: tasks with their deaths, or failures.
+
+    It is tried again as it was, so that a lost machine changes no bit of its pictures; then item by item, so that
+    one which kills its workers takes no other with it.
+    """
+    if deaths < LIVES:
+        return [(task, deaths)], []
+    if len(task) > 1:
+        return [((item,), deaths - 1) for item in task], []
+    return [], [Outcome(item.id, None, reason) for item in task]

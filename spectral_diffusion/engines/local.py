@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any
 
 from spectral_diffusion.base import Base
+from spectral_diffusion.cast import look, made_with
 from spectral_diffusion.engines import Item, Outcome, Task
 from spectral_diffusion.errors import SpectralError
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.metadata import encoded
 from spectral_diffusion.request import Picture
-from spectral_diffusion.stage import Stage, look, made_with, staged
+from spectral_diffusion.stage import Stage, staged
 
 
 class Worker:

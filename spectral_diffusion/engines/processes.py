@@ -1,8 +1,8 @@
 """One process for each device, each with a base of its own.
 
-A worker that dies (out of memory, a driver's crash) is started again and its task handed out again, item by
-item; an item that has killed two workers is noted as failed. An error inside a worker is the worker's own
-business: it comes back as an outcome.
+A worker that dies (out of memory, a driver's crash) is started again and its task handed out again, if need be item
+by item (`handed_on`); an item that goes on killing workers is noted as failed. An error inside a worker is the
+worker's own business: it comes back as an outcome.
 """
 
 from __future__ import annotations
@@ -15,27 +15,40 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from spectral_diffusion.engines import Outcome, Task
+from spectral_diffusion.engines import Outcome, Task, handed_on
 from spectral_diffusion.errors import InputError, SpectralError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spectral_diffusion.engines.local import Worker
+    from spectral_diffusion.model_file import Prediction
 
 MakeWorker = Callable[[str], AbstractContextManager[Any]]  # device -> what has `work(task)`
 
-_LIVES = 2  # workers that one item may kill
 _PATIENCE = 10  # seconds for a worker to end by itself
 
 
-def local_worker(base: str, fused: Path | None, kind: str, metadata: bool, device: str) -> Worker:
-    """A worker on one device; `functools.partial` of it, without the device, is what `ProcessEngine` takes."""
+def local_worker(
+    base: str,
+    fused: Path | None,
+    kind: str,
+    metadata: bool,
+    device: str,
+    *,
+    portable: bool = False,
+    prediction: Prediction | None = None,
+    vae: Path | None = None,
+) -> Worker:
+    """A worker on one device; `functools.partial` of it, without the device, is what the engines take."""
     from spectral_diffusion.base import load_base
+    from spectral_diffusion.cast import suited
     from spectral_diffusion.engines.local import Worker
     from spectral_diffusion.fused import load_any
 
-    return Worker(load_base(base, device=device), load_any(fused) if fused else None, kind, metadata)
+    loaded = load_base(base, device=device, prediction=prediction, vae=vae)
+    concepts = suited(load_any(fused), loaded, portable) if fused else None
+    return Worker(loaded, concepts, kind, metadata)
 
 
 class ProcessEngine:
@@ -67,8 +80,8 @@ class ProcessEngine:
                     task, deaths = busy.pop(handle)
                     outcomes = handle.taken()
                     if outcomes is None:
-                        waiting.extend(((item,), deaths + 1) for item in task if deaths + 1 < _LIVES)
-                        outcomes = [_killed(item.id, handle) for item in task if deaths + 1 >= _LIVES]
+                        again, outcomes = handed_on(task, deaths + 1, handle.obituary())
+                        waiting.extend(again)
                         free.append(handle.device)
                     else:
                         idle.append(handle)
@@ -104,6 +117,9 @@ class _Handle:
             raise InputError(f"No worker can be started on {self.device}: {answer}")
         return answer
 
+    def obituary(self) -> str:
+        return f"The worker on {self.device} died over it (exit code {self.process.exitcode})."
+
     def end(self) -> None:
         self.connection.close()
         self.process.join(0 if self.process.exitcode is not None else 0.1)
@@ -113,12 +129,6 @@ class _Handle:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-
-
-def _killed(id: str, handle: _Handle) -> Outcome:
-    return Outcome(
-        id, None, f"The worker on {handle.device} died over it (exit code {handle.process.exitcode})."
-    )
 
 
 def _serve(connection: Connection, make: MakeWorker, device: str) -> None:

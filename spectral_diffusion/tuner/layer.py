@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.spectrum import Triplets, as_matrix
+from spectral_diffusion.triplets import Triplets, as_matrix
 from spectral_diffusion.tuner.config import SpectralConfig
 from spectral_diffusion.tuner.maths import FORMS, Factors, Numbers, depth_gain, project_off
 
@@ -133,7 +133,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             return result
         for name in self.active_adapters:
             if name in self.r and self.total_strength(name):
-                result = result + self._change(x, name).to(result.dtype)
+                result = self._changed(result, x, name)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -213,10 +213,16 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     def __repr__(self) -> str:
         return "spectral." + super().__repr__()
 
-    def _change(self, x: Tensor, adapter_name: str) -> Tensor:
-        P, Q = self.factors(adapter_name)
-        narrow = self._on_channels(x.to(Q.dtype), Q.mT) * self.total_strength(adapter_name)
-        return self._on_channels(narrow, P)
+    def _changed(self, result: Tensor, x: Tensor, adapter_name: str) -> Tensor:
+        """`result` plus the adapter's answer to `x`, in the dtype of `result`."""
+        (P, Q), strength = self.factors(adapter_name), self.total_strength(adapter_name)
+        narrow = self._on_channels(x.to(Q.dtype), Q.mT)
+        narrow = narrow if strength == 1 else narrow * strength
+        if self.original_weight.ndim == 4 or narrow.dtype != result.dtype:
+            return result + self._on_channels(narrow, P).to(result.dtype)
+        # one pass over the wide result instead of two: as many tokens as 4096, and no gradient of it to keep
+        wide = torch.addmm(result.reshape(-1, len(P)), narrow.reshape(-1, P.shape[1]), P.mT)
+        return wide.reshape(result.shape)
 
     def _on_channels(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.original_weight.ndim == 4:

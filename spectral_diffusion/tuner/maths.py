@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_diffusion.spectrum import Triplets
+from spectral_diffusion.triplets import Triplets
 
 # A column with hardly any singular value would otherwise be given a boundless step.
 MOST_GAIN = 1e3

@@ -11,7 +11,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.spectrum import Triplets, top_triplets
+from spectral_diffusion.triplets import Triplets, top_triplets
 from spectral_diffusion.tuner.config import SpectralConfig
 from spectral_diffusion.tuner.layer import SpectralLayer
 

@@ -65,9 +65,8 @@ NOUNS = {
     "snowman": "26c4", "guitar": "1f3b8", "crown": "1f451", "star": "2b50", "cactus": "1f335",
 }  # fmt: skip
 
-# sample concept -> (class word, Twemoji code); two dogs, two cats, a robot, a rocket. The grey dog is drawn as a
-# wolf and the striped cat as a tiger: of the two dogs' and cats' drawings there, all others show the whole animal,
-# and the base knows faces.
+# sample concept -> (class word, Twemoji code); pairs of dogs, cats and bears, a robot, a rocket. The grey dog is drawn
+# as a wolf and the striped cat as a tiger: the other dogs and cats there are whole animals, and the base knows faces.
 SAMPLES = {
     "rex": ("dog", "1f436"),
     "dot": ("dog", "1f43a"),
@@ -75,6 +74,8 @@ SAMPLES = {
     "nox": ("cat", "1f42f"),
     "bolt": ("robot", "1f916"),
     "zoom": ("rocket", "1f680"),
+    "bruno": ("bear", "1f43b"),
+    "yuki": ("bear", "1f43b-200d-2744-fe0f"),
 }
 
 

@@ -24,7 +24,7 @@ from tools.toybox.pool import Pool
 WIDTH, BATCH = 128, 128
 PLAN = loop.Plan(steps=450, lr=1e-3, warmup=50, seed=2, hold=0.4)
 TEXT_PLAN = loop.Plan(steps=400, lr=7e-4, warmup=40, seed=7, hold=0.3)
-VISION_PLAN = loop.Plan(steps=700, lr=1e-3, warmup=20, seed=6, hold=0.3)
+VISION_PLAN = loop.Plan(steps=500, lr=1e-3, warmup=20, seed=6, hold=0.3)
 NEAR_MISSES = 7  # captions with one thing or the place swapped, beside each true one
 
 # besides nouns and places: words that people put into a prompt, so that each is one token

@@ -1,4 +1,4 @@
-"""The bundled sample concepts: six drawings the base never saw, five scenes each, in five of the ten places."""
+"""The bundled sample concepts: eight drawings the base never saw, five scenes each, in five of the ten places."""
 
 from __future__ import annotations
 

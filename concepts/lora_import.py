@@ -1,0 +1,48 @@
+"""Somebody's LoRA as a concept of the library: kohya's, diffusers' or PEFT's file, for the base it is used with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from concepts.free_name import keep_file
+from concepts.inventory import SUFFIX, Listed
+from concepts.library import find, refuse_file, refuse_name_of_another_base
+from spectral_diffusion.errors import InputError
+from spectral_diffusion.ledger import Ledger
+from spectral_diffusion.lora_member import lora_concept
+
+KINDS = ("lora_kohya", "lora_diffusers", "lora_peft")  # of `model_file`
+
+
+def is_lora(file: Path | str) -> bool:
+    """Whether a file is somebody's LoRA, and not a concept of ours. Raises InputError or DamagedFile if it is neither.
+
+    Told from its header alone.
+    """
+    from spectral_diffusion.model_file import classify, read_layout
+
+    kind = classify(read_layout(file))
+    if kind.name not in ("concept", *KINDS):
+        raise InputError(f"{file} is {kind.what}: give a concept file, or a LoRA for Stable Diffusion 1.x.")
+    return kind.name in KINDS
+
+
+def import_lora(
+    file: Path | str, library: Path | str, base: str, name: str, class_word: str, trigger: str | None = None
+) -> Listed:
+    """Write the LoRA `file` into `library` as the concept `name`; `<name>` stands for `trigger`, or the class.
+
+    Raises NameTaken if the library has the name, InputError, BaseMismatch or DamagedFile if it is no LoRA for the base.
+    """
+    from spectral_diffusion.base import load_base
+
+    target = Path(library) / f"{name}{SUFFIX}"
+    refuse_file(target, name)
+    loaded = load_base(base)
+    concept = lora_concept(loaded, file, name, class_word, trigger or class_word)
+    ledger = Ledger(library, loaded.fingerprint, loaded.width, loaded.name)
+    refuse_name_of_another_base(ledger, name)
+    keep_file(ledger, concept, torch.float16, target)
+    return find(library, name)
