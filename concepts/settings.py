@@ -92,7 +92,7 @@ class Settings:
     steps: int = 160
     batch: int = 4  # photos of one forward pass, over all processes together
     accumulate: int = 1  # forward passes of one step
-    weight_rate: float = 3e-3  # of UNet and text encoder
+    weight_rate: float = 1e-3  # of UNet and text encoder
     unet_rate: float | None = None  # instead of weight_rate; 0 leaves the UNet as it is
     text_rate: float | None = None  # instead of weight_rate; 0 leaves the text encoder as it is
     word_rate: float = 1e-2  # 0 leaves the words as they start

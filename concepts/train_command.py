@@ -46,7 +46,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps [160].")] = None,
     batch: Annotated[int | None, typer.Option(help="Photos in a step, over all processes [4].")] = None,
-    weight_rate: Annotated[float | None, typer.Option(help="Learning rate of the weights [3e-3].")] = None,
+    weight_rate: Annotated[float | None, typer.Option(help="Learning rate of the weights [1e-3].")] = None,
     word_rate: Annotated[float | None, typer.Option(help="Learning rate of the words [1e-2].")] = None,
     layerwise: Annotated[
         bool | None,
