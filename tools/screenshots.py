@@ -100,7 +100,7 @@ def keep_fusion(visit: Visit, output: Path, sampling: int) -> None:
     slide(panel, "Steps", sampling)
     panel.get_by_role("button", name="Measure what each concept keeps").click()
     panel.locator("iframe.report").wait_for()
-    panel.get_by_label("Its recipe").scroll_into_view_if_needed()
+    panel.locator("iframe.report").scroll_into_view_if_needed()  # the browser draws no frame before that
     keep(visit.page, output / "fuse.png", full=True)
 
 
