@@ -1,5 +1,6 @@
 """A real Ray on this machine: every item has one outcome, bit for bit that of `local`, whatever its worker does."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def addresses(monkeypatch):
 
     def look():
         for process in psutil.Process().children(recursive=True):
-            for socket in process.net_connections("tcp"):
-                if socket.status == psutil.CONN_LISTEN:
-                    found.add(socket.laddr.ip.removeprefix("::ffff:"))
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile, as workers do here
+                for socket in process.net_connections("tcp"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        found.add(socket.laddr.ip.removeprefix("::ffff:"))
         return found
 
     return look
