@@ -11,56 +11,30 @@ the first goal on a machine that does much else.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.record import arguments, write
+from tools.browser import browsing, started
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-ROOT = Path(__file__).parent.parent
 GOALS = {"page": 10.0, "preview": 5.0}
 _PATIENCE = 900_000  # milliseconds anything may take, on a busy machine
-
-
-@contextmanager
-def server(home: Path) -> Iterator[tuple[str, int]]:
-    """The address of `python app.py`, which is not there yet, and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "app.py",
-        f"--port={port}",
-        f"--library={home / 'library'}",
-        f"--output={home}",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}/", process.pid
-    finally:
-        process.terminate()
-        process.wait(120)
 
 
 def run(browser: Browser) -> dict[str, float]:
     """Seconds of one visit, by part; `load` is from the page to a base that draws."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        with server(Path(folder)) as (url, pid):
+        with started(Path(folder) / "library", Path(folder)) as (url, process):
             _answers(url)
-            answered, cpu = time.perf_counter(), _processor_time(pid)
+            answered, cpu = time.perf_counter(), _processor_time(process.pid)
             page = browser.new_page()
             page.set_default_timeout(_PATIENCE)
             page.goto(url)
@@ -111,14 +85,8 @@ def _answers(url: str) -> None:
 def main() -> None:
     """Entry of `python -m benchmarks page`."""
     given = arguments(__doc__, "page").parse_args()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
+    with browsing() as browser:
         runs = [run(browser) for _ in range(1 if given.quick else 3)]
-        browser.close()
     medians = {part: round(statistics.median(one[part] for one in runs), 2) for part in runs[0]}
     every = [{part: round(value, 2) for part, value in one.items()} for one in runs]
     write(given.output, {"seconds": medians, "goals": GOALS, "runs": every})

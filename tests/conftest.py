@@ -34,8 +34,8 @@ def tiny_pipeline(folder: Path, seed: int = 0):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from tools.toybox.clip import build_tokenizer
     from tools.toybox.unet import pipeline
+    from tools.toybox.vocabulary import build_tokenizer
 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(folder)

@@ -113,7 +113,7 @@ def clipseg(tmp_path_factory):
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from tools.toybox.clip import build_tokenizer
+    from tools.toybox.vocabulary import build_tokenizer
 
     folder = tmp_path_factory.mktemp("clipseg")
     tokenizer = build_tokenizer(folder / "words")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from tools.toybox import art, clip, loop, muon, scenes
+from tools.toybox import art, loop, muon, scenes, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -139,17 +139,19 @@ def test_every_wording_names_the_things_and_the_place():
 
 @given(st.lists(st.text("abc", min_size=1, max_size=9), max_size=12))
 def test_after_the_merges_every_word_is_one_piece(words):
-    merges = clip.word_merges(words)
-    assert all(len(clip._merged(word, merges)) == 1 for word in words)
+    merges = vocabulary.word_merges(words)
+    assert all(len(vocabulary._merged(word, merges)) == 1 for word in words)
 
 
 def test_a_syllable_that_comes_twice_does_not_split_the_word():
-    assert clip._merged("coconut", clip.word_merges(["coconut"])) == ["coconut</w>"]
+    assert vocabulary._merged("coconut", vocabulary.word_merges(["coconut"])) == ["coconut</w>"]
 
 
 def test_the_tokenizer_reads_every_known_word_as_one_token_and_anything_at_all(tmp_path):
-    tokenizer = clip.build_tokenizer(tmp_path)
-    known = {word for phrase in [*art.NOUNS, *scenes.PLACES, *clip._OTHER_WORDS] for word in phrase.split()}
+    tokenizer = vocabulary.build_tokenizer(tmp_path)
+    known = {
+        word for phrase in [*art.NOUNS, *scenes.PLACES, *vocabulary._OTHER_WORDS] for word in phrase.split()
+    }
     counts = {word: len(tokenizer(word, add_special_tokens=False).input_ids) for word in known}
     assert set(counts.values()) == {1}, counts
     for text in ("a Photo of a CAT, on the beach!", "xylophone 犬 ü 123"):
@@ -162,8 +164,8 @@ def test_the_tokenizer_reads_every_known_word_as_one_token_and_anything_at_all(t
 
 
 def test_the_tokenizer_is_the_same_in_every_build(tmp_path):
-    clip.build_tokenizer(tmp_path / "1")
-    clip.build_tokenizer(tmp_path / "2")
+    vocabulary.build_tokenizer(tmp_path / "1")
+    vocabulary.build_tokenizer(tmp_path / "2")
     for file in (tmp_path / "1").iterdir():
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 

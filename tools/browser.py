@@ -29,8 +29,10 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def served(library: Path, output: Path, *options: str) -> Iterator[str]:
-    """The address of a server of its own. Raises RuntimeError with what it said if it does not come up."""
+def started(
+    library: Path, output: Path, *options: str, said: int = subprocess.DEVNULL
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server of its own, which is not there yet, and its process. `said`: where its words go."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,8 +44,18 @@ def served(library: Path, output: Path, *options: str) -> Iterator[str]:
         f"--output={output}",
         *options,
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True)
     try:
+        yield f"http://127.0.0.1:{port}/", process
+    finally:
+        process.terminate()
+        process.communicate(timeout=120)
+
+
+@contextmanager
+def served(library: Path, output: Path, *options: str) -> Iterator[str]:
+    """The address of a server that is up. Raises RuntimeError with what it said if it does not come up."""
+    with started(library, output, *options, said=subprocess.PIPE) as (url, process):
         said = []
         for line in process.stdout or ():
             said.append(line)
@@ -51,10 +63,7 @@ def served(library: Path, output: Path, *options: str) -> Iterator[str]:
                 break
         else:
             raise RuntimeError(f"The page did not come up: {''.join(said)}")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.communicate(timeout=120)
+        yield url
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from spectral_diffusion.base import TOYBOX, load_base
 from tools.toybox import vae as vae_stage
-from tools.toybox.clip import Reader, build_tokenizer, new_clip, new_student
+from tools.toybox.clip import Reader, new_clip, new_student
 from tools.toybox.identity import new_classifier
 from tools.toybox.loop import load_average
 from tools.toybox.unet import Denoiser, new_unet, pipeline, scaling_factor
+from tools.toybox.vocabulary import build_tokenizer
 
 
 def set_posterior_noise(vae: AutoencoderKL) -> None:
