@@ -10,9 +10,12 @@ import typer
 from spectral_diffusion.errors import INTERRUPTED, InputError, errors_to_exit_code
 
 if TYPE_CHECKING:
+    from concepts.dataset import Photos
     from concepts.presets import Resolved
     from concepts.settings import Settings
     from concepts.trainer import Trained
+    from concepts.world import World
+    from spectral_diffusion.base import Base
 
 LIBRARY = Path("library")
 _CHECK_SIZE = 64  # pixels; large JPEGs decode many times faster to a small picture
@@ -63,6 +66,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Any other setting, field=value; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …; auto takes a CUDA card.")] = "auto",
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that share each step [as many as are quickest here]."),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished training away.")] = False,
     finish: Annotated[
         bool, typer.Option("--finish", help="Make the concept of the last checkpoint, without further steps.")
@@ -99,7 +106,7 @@ def train(
         how = {
             "restart": restart, "finish": finish, "keep_checkpoints": keep_checkpoints, "tensorboard": tensorboard
         }  # fmt: skip
-        _train(folder, base, library, settings, device, how)
+        _train(folder, base, library, settings, device, processes, how)
 
 
 def _resolved(
@@ -124,14 +131,19 @@ def _show_presets() -> None:
 
 
 def _train(
-    folder: Path, base: str, library: Path, settings: Settings, device: str, how: dict[str, bool]
+    folder: Path,
+    base: str,
+    library: Path,
+    settings: Settings,
+    device: str,
+    processes: int | None,
+    how: dict[str, bool],
 ) -> None:
     _check_early(folder, base, library, settings, how["restart"])
 
+    from concepts.crew import crew, fitting
     from concepts.interrupt import Stopped
-    from concepts.progress import training_progress
-    from concepts.trainer import Options, notes
-    from concepts.trainer import train as run
+    from concepts.trainer import notes
     from concepts.world import join_world
 
     world = join_world(None if device == "auto" else device == "cpu")
@@ -140,16 +152,46 @@ def _train(
     if world.main:
         for note in [*photos.warnings, *notes(photos.examples, settings)]:
             typer.echo(f"note: {note}", err=True)
-    options, kept = Options(world=world, **how), _class_photos(settings, loaded.size)
+    size = fitting(loaded, settings.batch) if processes is None else _wished(processes, loaded, world)
     try:
-        with training_progress(settings.name, shown=world.main) as report:
-            trained = run(loaded, photos.examples, settings, library, report, options, kept)
+        with crew(size, _help, folder, base, library, settings, how) as shared:
+            trained = _taught(shared if size > 1 else world, loaded, photos, library, settings, how)
     except Stopped as stopped:
         if world.main:
             typer.echo(str(stopped), err=True)
         raise typer.Exit(INTERRUPTED) from stopped
     if world.main:
         _tell(trained)
+
+
+def _wished(processes: int, base: Base, world: World) -> int:
+    if processes < 1:
+        raise InputError(f"--processes must be at least 1, not {processes}.")
+    if processes > 1 and (world.size > 1 or base.pipeline.device.type != "cpu"):
+        raise InputError(
+            "--processes shares out a processor: for several cards, leave it away and use accelerate launch."
+        )
+    return processes
+
+
+def _taught(
+    world: World, base: Base, photos: Photos, library: Path, settings: Settings, how: dict[str, bool]
+) -> Trained:
+    from concepts.progress import training_progress
+    from concepts.trainer import Options, train
+
+    options = Options(world=world, **how)
+    kept = _class_photos(settings, base.size)
+    with training_progress(settings.name, shown=world.main) as report:
+        return train(base, photos.examples, settings, library, report, options, kept)
+
+
+def _help(
+    world: World, folder: Path, base: str, library: Path, settings: Settings, how: dict[str, bool]
+) -> None:
+    """What each further process of the crew does."""
+    loaded = _load(base, settings, "cpu", world.size)
+    _taught(world, loaded, _photos(folder, settings, loaded.size), library, settings, how)
 
 
 def _check_early(folder: Path, base: str, library: Path, settings: Settings, restart: bool) -> None:

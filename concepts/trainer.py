@@ -10,14 +10,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from concepts import checkpoint, previews
 from concepts.adapter import ADAPTER, adapted, collect
+from concepts.compute import plain_attention, recomputing
 from concepts.course import Course
 from concepts.dataset import Example
 from concepts.free_name import FreeName
@@ -216,7 +216,8 @@ class _Training:
         with (
             adapted(b, s, owned, lambda done, total: self.tell("spectrum", done, total, None)) as parts,
             opened(self.folder if self.world.main else None, self.options.tensorboard) as log,
-            _recomputing(b, s.gradient_checkpointing),
+            recomputing(b, s.gradient_checkpointing),
+            plain_attention(b),
         ):
             words = _words(b, s)
             lesson = Lesson(b, self.taught, s, prior, words, self.class_examples)
@@ -252,18 +253,6 @@ class _Training:
         s, cache = self.settings, default_cache_dir().parent / "priors"
         progress = lambda done, total: self.tell("prior", done, total, None)  # noqa: E731
         return load_prior(self.base, s.class_word, s.prior_pictures, cache, progress)
-
-
-@contextmanager
-def _recomputing(base: Base, wanted: bool) -> Iterator[None]:
-    """Gradient checkpointing of the UNet, off again afterwards."""
-    if wanted:
-        base.pipeline.unet.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        if wanted:
-            base.pipeline.unet.disable_gradient_checkpointing()
 
 
 def _words(base: Base, settings: Settings) -> Words:

@@ -1,4 +1,4 @@
-"""The processes of one training: `accelerate launch` or `torchrun` start them, this divides the work.
+"""The processes of one training: this divides the work. `concepts.crew`, `accelerate launch` or `torchrun` start them.
 
 Every process draws the same step and takes its part of it; gradients are summed. So the numbers are those of one
 process with the same settings, up to rounding, however many take part. Only the main one writes.
@@ -21,10 +21,11 @@ from spectral_diffusion.errors import USER_ERROR, SpectralError
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this one is number `rank`; 0 is the main one."""
+    """`size` processes, of which this one is number `rank` (0 is the main one) and speaks from `device`."""
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     @property
     def main(self) -> bool:
@@ -56,7 +57,7 @@ class World:
         """Whether `wish` is true in any process."""
         if self.size == 1:
             return wish
-        flag = torch.tensor([float(wish)], device=_device())
+        flag = torch.tensor([float(wish)], device=self.device)
         dist.all_reduce(flag)
         return bool(flag.item())
 
@@ -81,10 +82,4 @@ def join_world(cpu: bool | None = None) -> World:
 
     # without being told, accelerate leaves processes that have no card alone, each a world of its own
     state = PartialState(cpu=not torch.cuda.is_available() if cpu is None else cpu)
-    return World(state.process_index, state.num_processes)
-
-
-def _device() -> torch.device:
-    from accelerate import PartialState
-
-    return PartialState().device
+    return World(state.process_index, state.num_processes, str(state.device))
