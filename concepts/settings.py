@@ -89,8 +89,8 @@ class Settings:
     scatter: int | None = None  # for experiments: take the slice of the columns shuffled by this seed
     layerwise: bool = False  # one embedding per cross-attention layer for each word, instead of one
     # the steps
-    steps: int = 160
-    batch: int = 4  # photos of one forward pass, over all processes together
+    steps: int = 400
+    batch: int = 2  # photos of one forward pass, over all processes together
     accumulate: int = 1  # forward passes of one step
     weight_rate: float = 1e-3  # of UNet and text encoder
     unet_rate: float | None = None  # instead of weight_rate; 0 leaves the UNet as it is
@@ -110,7 +110,7 @@ class Settings:
     snr_floor: float = 0.15  # least weight of a picture's error however deep in the noise; with snr_gamma
     noise_offset: float = 0.0
     prior_weight: float = 5.0  # 0 switches the teacher prior off
-    prior_batch: int = 4
+    prior_batch: int = 2
     prior_pictures: int = 64  # prepared once per base and class
     class_photos: str | None = None  # a folder of pictures of the class, kept as they are beside the concept
     class_batch: int = 4

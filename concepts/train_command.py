@@ -47,8 +47,8 @@ def train(
     targets: Annotated[
         str | None, typer.Option(help="attention, feed_forward, proj, or some joined by + [attention].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps [160].")] = None,
-    batch: Annotated[int | None, typer.Option(help="Photos in a step, over all processes [4].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps [400].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Photos in a step, over all processes [2].")] = None,
     weight_rate: Annotated[float | None, typer.Option(help="Learning rate of the weights [1e-3].")] = None,
     word_rate: Annotated[float | None, typer.Option(help="Learning rate of the words [1e-2].")] = None,
     layerwise: Annotated[

@@ -56,12 +56,16 @@ def named(prompt: str) -> list[str]:
     return list(dict.fromkeys(_CONCEPT.findall(prompt)))
 
 
+def with_article(word: str) -> str:
+    """`dog` -> `a dog`, `owl` -> `an owl`."""
+    return f"{'an' if word[0] in 'aeio' else 'a'} {word}"
+
+
 def spoken(prompt: str, classes: Mapping[str, str]) -> str:
     """The prompt in plain words, for measuring: `<rex>` -> `a dog` (`classes` maps name to class word)."""
 
     def plain(match: re.Match[str]) -> str:
-        word = classes.get(match[1], match[1])
-        return f"{'an' if word[0] in 'aeio' else 'a'} {word}"
+        return with_article(classes.get(match[1], match[1]))
 
     return _CONCEPT.sub(plain, prompt)
 

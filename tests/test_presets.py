@@ -36,11 +36,11 @@ def test_without_a_layer_the_settings_are_the_defaults():
 def test_a_memory_preset_fits_its_card_and_keeps_the_photos_of_a_step(size):
     settings = settings_of(f"{size}gb")
     assert estimate(settings) < size * GB
-    assert settings.batch * settings.accumulate == Settings(**NAMED).batch
+    assert settings.batch * settings.accumulate >= Settings(**NAMED).batch
 
 
 def test_more_work_at_a_time_takes_more_memory():
-    smaller = {"batch": 2}, {"prior_batch": 1}, {"gradient_checkpointing": True}, {"rank": 2}
+    smaller = {"batch": 1}, {"prior_batch": 1}, {"gradient_checkpointing": True}, {"rank": 2}
     plain = estimate(Settings(**NAMED))
     assert all(estimate(Settings(**NAMED, **change)) < plain for change in smaller)
     assert estimate(Settings(**NAMED, precision="fp32")) > plain

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +23,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from concepts.dataset import Example, read_folder
-from concepts.progress import training_progress
-from concepts.settings import Settings
-from concepts.trainer import train
 from fusion.fuse import fuse
 from fusion.measure import Kept, Shown, kept, show
 from spectral_diffusion import metrics
@@ -51,17 +50,13 @@ def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
 
 
-def teach(
-    base: Base, library: Path, seconds: dict[str, float]
-) -> tuple[list[Concept], dict[str, list[Example]]]:
-    """Trains the cast, one after the other, into `library`."""
-    concepts, photos = [], {}
+def teach(library: Path, seconds: dict[str, float]) -> list[Concept]:
+    """Trains the cast into `library`, one after the other, by the command that a user would type."""
     for name, class_word in CAST.items():
-        photos[name] = read_folder(SAMPLES / name, name, base.size).examples
-        with timed(f"train {name}", seconds), training_progress(name) as report:
-            settings = Settings(name=name, class_word=class_word)
-            concepts.append(train(base, photos[name], settings, library, report).concept)
-    return concepts, photos
+        with timed(f"train {name}", seconds):
+            what = (str(SAMPLES / name), "--name", name, "--class", class_word, "--library", str(library))
+            subprocess.run([sys.executable, "-m", "concepts", "train", *what], check=True)
+    return [Concept.load(library / f"{name}.safetensors") for name in CAST]
 
 
 def measure(
@@ -163,7 +158,8 @@ def main() -> None:
     with timed("total", seconds):
         with timed("load", seconds):
             base = load_base("toybox")
-        concepts, photos = teach(base, OUTPUT / "library", seconds)
+        photos = {name: read_folder(SAMPLES / name, name, base.size).examples for name in CAST}
+        concepts = teach(OUTPUT / "library", seconds)
         with timed("fuse", seconds):
             fusions = {"sum": fuse(concepts), "mean": fuse(concepts, method="mean")}
             fusions["sum"].save(OUTPUT / "trio.safetensors")

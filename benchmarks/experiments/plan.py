@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.experiments.cast import Person
 from benchmarks.experiments.jobs import Drawing, Part, Training
 from concepts.settings import Settings
+from spectral_diffusion.words import with_article
 
 # first seeds of the pictures that choose a strength, and of those that are reported
 CHOOSE, REPORT = 101, 501
@@ -62,9 +63,7 @@ class Plan:
 
     def plain(self, person: Person, people: Sequence[Person], label: str, **how: Any) -> Drawing:
         """What the bare base draws for the class of a concept: the level of chance."""
-        word = person.class_word
-        article = "an" if word[0] in "aeio" else "a"
-        return self._drawing(f"base-{label}", f"{article} {word}", (), people, **how)
+        return self._drawing(f"base-{label}", with_article(person.class_word), (), people, **how)
 
     def drawing(
         self, label: str, person: Person, parts: Sequence[Part], people: Sequence[Person], **how: Any
