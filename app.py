@@ -24,7 +24,10 @@ def main(
     port: Annotated[int | None, typer.Option(help="The port; a free one from 7860 on if left out.")] = None,
     host: Annotated[str, typer.Option(help="The address; any but loopback needs --auth.")] = "127.0.0.1",
     auth: Annotated[str | None, typer.Option(help="user:password, asked of everybody.")] = None,
-    library: Annotated[Path, typer.Option(help="The folder of concepts and their ledger.")] = Path("library"),
+    library: Annotated[
+        Path,
+        typer.Option(help="The folder of concepts and their ledger; a new one gets the bundled concepts."),
+    ] = Path("library"),
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for pictures.")] = Path("out"),
     base: Annotated[str, typer.Option(help="'toybox' or a Stable Diffusion 1.x model.")] = "toybox",
     bases: Annotated[Path | None, typer.Option(help="A folder of bases to choose from on the page.")] = None,

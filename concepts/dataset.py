@@ -141,7 +141,7 @@ def example_of(
 ) -> Example:
     """As `read_example`, of a picture that is decoded already."""
     rgb, native = picture.rgb, picture.native
-    mask, mask_from = _mask(source, rgb, picture.alpha, options)
+    mask, mask_from = mask_of(source, rgb, picture.alpha, options)
     shape = nearest(native, size) if options.buckets else (size, size)
     box = crop_box(rgb.size, shape, mask.getbbox() if mask else None)
     image = _cut(rgb, box, shape)
@@ -211,7 +211,7 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _mask(
+def mask_of(
     source: Source, rgb: Image.Image, alpha: Image.Image | None, options: ReadOptions
 ) -> tuple[Image.Image | None, str | None]:
     """The mask in the size of `rgb`, and where it is from."""

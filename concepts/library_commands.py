@@ -1,4 +1,4 @@
-"""Command line of the library: `python -m concepts list`, show, map, import, rename, remove and reserve."""
+"""Command line of the library: `python -m concepts list`, show, map, import, samples, rename, remove and reserve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from spectral_diffusion.errors import InputError, errors_to_exit_code
 
 if TYPE_CHECKING:
-    from concepts.inventory import Inventory
+    from concepts.inventory import Inventory, Listed
     from spectral_diffusion.ledger import Ledger
 
 LIBRARY = Path("library")
@@ -113,7 +113,17 @@ def import_(
             listed = import_lora(file, library, base, name, class_word, trigger)
         else:
             listed = import_file(file, library, name)
-        typer.echo(f"{listed.file}: {listed.place}, write <{listed.name}> in prompts")
+        typer.echo(_imported(listed))
+
+
+def samples(library: Library = LIBRARY) -> None:
+    """Put the bundled concepts into the library, to try without teaching any."""
+    with errors_to_exit_code():
+        from concepts.samples import take_samples
+
+        taken = take_samples(library)
+        _say((f"note: {sentence}" for sentence in taken.left_out), err=True)
+        _say(_imported(listed) for listed in taken.concepts)
 
 
 def rename(
@@ -172,6 +182,10 @@ def reserve(
         )
 
 
+def _imported(listed: Listed) -> str:
+    return f"{listed.file}: {listed.place}, write <{listed.name}> in prompts"
+
+
 def _ledger_of(base: str, library: Path) -> Ledger:
     from concepts.library import known_base
     from spectral_diffusion.base import load_base
@@ -211,6 +225,7 @@ _COMMANDS = {
     "show": show,
     "map": map_,
     "import": import_,
+    "samples": samples,
     "rename": rename,
     "remove": remove,
     "reserve": reserve,

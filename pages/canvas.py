@@ -1,40 +1,44 @@
-"""A canvas to paint regions on, a colour for each: a small script of ours, since gradio's editor needs WebGL.
+"""A canvas to paint on, in one colour or several: a small script of ours, since gradio's editor needs WebGL.
 
-Whoever cannot paint writes boxes, which do the same.
+Its value is a picture of what was painted, see `pages.paint`; its prop `photo` lies under the paint and gives it its
+shape.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gradio as gr
 
-from pages.paint import COLOURS, SIDE
+from pages.paint import SIDE
 
-_BRUSHES = "".join(
-    f'<label><input type="radio" name="paint-colour" value="rgb{rgb}" aria-label="{name}"'
-    f'{" checked" if name == "orange" else ""}><span class="dot" style="background:rgb{rgb}"></span>{name}</label>'
-    for name, rgb in COLOURS.items()
+_TEMPLATE = """\
+<fieldset class="paint"><legend>{legend}</legend><div>{brushes}</div>
+<div class="ground"><canvas width="{side}" height="{side}" role="img" aria-label="{about}"></canvas></div>
+<div><label>Brush <input type="range" min="4" max="96" value="36"></label>
+<button type="button">Clear the painting</button></div></fieldset>"""
+_BRUSH = (
+    '<label><input type="radio" name="{group}" value="{value}" aria-label="{name}"{checked}>'
+    '<span class="dot" style="background:{value}"></span>{name}</label>'
 )
-_TEMPLATE = (
-    '<fieldset class="paint"><legend>Or paint them: a colour is a place, as in “orange: a photo of &lt;rex&gt;”'
-    f"</legend><div>{_BRUSHES}</div>"
-    f'<canvas width="{SIDE}" height="{SIDE}" role="img" aria-label="The picture, to paint regions on"></canvas>'
-    '<div><label>Brush <input type="range" min="4" max="96" value="36"></label>'
-    '<button type="button">Clear the painting</button></div></fieldset>'
-)
+_ERASER = "eraser"
 _SCRIPT = """
-const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
-const size = element.querySelector("input[type=range]");
-let last = null, shown = null;
+const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d"), ground = canvas.parentElement;
+const size = element.querySelector("input[type=range]"), side = Math.max(canvas.width, canvas.height);
+let last = null, shown = null, under = null;
 const at = (event) => {
   const box = canvas.getBoundingClientRect();
   const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
   return [across * canvas.width, down * canvas.height];
 };
 const line = (from, to) => {
-  pen.strokeStyle = element.querySelector("input[type=radio]:checked").value;
+  const brush = element.querySelector("input[type=radio]:checked").value;
+  pen.globalCompositeOperation = brush === "eraser" ? "destination-out" : "source-over";
+  pen.strokeStyle = brush === "eraser" ? "#000" : brush;
   pen.lineWidth = Number(size.value);
   pen.lineCap = "round";
   pen.beginPath(); pen.moveTo(...from); pen.lineTo(to[0] + 0.01, to[1]); pen.stroke();
+  pen.globalCompositeOperation = "source-over";
 };
 const tell = (value) => { shown = value; props.value = value; };
 canvas.addEventListener("pointerdown", (event) => {
@@ -47,21 +51,43 @@ for (const end of ["pointerup", "pointercancel"])
 element.querySelector("button").addEventListener("click", () => {
   pen.clearRect(0, 0, canvas.width, canvas.height); tell("");
 });
-const show = () => {
+const paint = () => {
   if (props.value === shown) return;
   shown = props.value;
   pen.clearRect(0, 0, canvas.width, canvas.height);
   if (!shown) return;
-  const picture = new Image();
-  picture.onload = () => pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const picture = new Image(), wanted = shown;
+  picture.onload = () => { if (shown === wanted) pen.drawImage(picture, 0, 0, canvas.width, canvas.height); };
   picture.src = shown;
 };
-watch("value", show);
+const show = () => {
+  if ((props.photo || "") === (under || "")) return paint();
+  under = props.photo || "";
+  const fit = (width, height) => {  // which empties it, too
+    const scale = side / Math.max(width, height);
+    canvas.width = Math.round(width * scale); canvas.height = Math.round(height * scale);
+    canvas.style.aspectRatio = ground.style.aspectRatio = `${width} / ${height}`;
+    ground.style.backgroundImage = under ? `url("${under}")` : "";
+    shown = null;
+    paint();
+  };
+  if (!under) return fit(side, side);
+  const picture = new Image(), wanted = under;
+  picture.onload = () => { if (under === wanted) fit(picture.width, picture.height); };
+  picture.src = under;
+};
+watch(["value", "photo"], show);
 """
 
 
-def canvas() -> gr.HTML:
-    """The component; its value is what `paint.masks` takes."""
-    return gr.HTML(
-        "", label="Painted regions", html_template=_TEMPLATE, js_on_load=_SCRIPT, elem_id="painted"
+def canvas(legend: str, colours: Mapping[str, tuple[int, int, int]], about: str, name: str) -> gr.HTML:
+    """The component; `legend` is HTML, `colours` are the brushes beside an eraser, `about` is what is painted on, for
+    those who do not see it, and `name` the component's id on the page."""
+    values = {colour: f"rgb{rgb}" for colour, rgb in colours.items()} | {_ERASER: _ERASER}
+    first = next(iter(values))
+    brushes = "".join(
+        _BRUSH.format(group=f"{name}-brush", value=value, name=colour, checked=" checked" * (colour == first))
+        for colour, value in values.items()
     )
+    drawn = _TEMPLATE.format(legend=legend, brushes=brushes, side=SIDE, about=about)
+    return gr.HTML("", label=about, html_template=drawn, js_on_load=_SCRIPT, elem_id=name, photo="")

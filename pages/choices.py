@@ -31,6 +31,7 @@ class Choice:
 
 def concepts_in(studio: Studio) -> tuple[Listed, ...]:
     """Every concept of the library that has a trustworthy file."""
+    studio.furnished()
     if not studio.library.is_dir():
         return ()
     return tuple(listed for listed in take_stock(studio.library).concepts if listed.state == "done")

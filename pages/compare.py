@@ -15,7 +15,7 @@ from pages import choices, commands
 from pages.background import AT_ONCE, Interrupted, Stops, telling
 from pages.files import served
 from pages.jobs import Jobs
-from pages.said import sentence, told
+from pages.said import connect
 from pages.status import status
 from pages.studio import Studio
 from spectral_diffusion.errors import InputError
@@ -55,9 +55,10 @@ class Comparison:
             )
         asked = [ticked, self.methods, self.strengths, self.seeds, self.steps]
         shown = [self.how, self.table, self.sheet]
-        box.expand(self.offer, None, self.methods, show_progress="hidden")
-        self.go.click(self.compare, asked, shown, show_progress="hidden", **AT_ONCE)
-        self.cancel.click(self.stop, None, self.how, queue=False)
+        hidden = {"show_progress": "hidden"}
+        connect(box.expand, self.offer, None, self.methods, self.how, **hidden)
+        connect(self.go.click, self.compare, asked, shown, self.how, **hidden, **AT_ONCE)
+        connect(self.cancel.click, self.stop, None, self.how, self.how, queue=False)
 
     @staticmethod
     def offer() -> Any:
@@ -71,7 +72,6 @@ class Comparison:
         found = self._stops.interrupt(request.session_hash)
         return status("Interrupting after this picture…" if found else "Nothing is being compared.")
 
-    @told
     def compare(
         self,
         request: gr.Request,
@@ -92,8 +92,6 @@ class Comparison:
                     yield [status(f"{several[-1]}…"), *kept]
             except Interrupted:
                 yield [status("Interrupted: comparing the same again goes on from here."), *kept]
-            except Exception as error:
-                yield [status(sentence(error), wrong=True), *kept]
             else:
                 yield [status("Compared."), *_shown(files)]
 

@@ -13,11 +13,13 @@ from PIL import Image, ImageDraw
 from concepts.inventory import Listed, take_stock
 from concepts.listing import file_size
 from concepts.listing import page as card_lines
+from concepts.samples import take_samples
 from pages import commands
 from pages.choices import safe
 from pages.files import served
 from pages.jobs import Jobs
-from pages.said import plain, told
+from pages.said import connect, place, plain
+from pages.samples import offer, offered
 from pages.studio import Studio
 from spectral_diffusion.card import read_card
 from spectral_diffusion.errors import InputError
@@ -27,7 +29,7 @@ EXPORTS = (
     ("LoRA for diffusers", "diffusers"),
     ("Its words as an embedding", "embedding"),
 )
-_EMPTY = "The library is empty: teach a concept, or import a concept file."
+_EMPTY = "The library is empty: try the samples, teach a concept, or import a concept file."
 _SIDE = 192  # pixels of a card without a picture
 
 
@@ -41,6 +43,8 @@ class Concepts:
         """Lays the page out inside of the current tab."""
         self.names = gr.State([])  # of the cards, in order
         self.summary = gr.Markdown(_EMPTY, elem_classes="said")
+        self.try_samples = offer()
+        self.place = place()
         with gr.Row():
             with gr.Column(scale=3, min_width=340):
                 self.cards = gr.Gallery(
@@ -66,41 +70,51 @@ class Concepts:
         with gr.Row():
             self.new = gr.Textbox("", label="New name", placeholder="rex2", scale=2)
             self.rename = gr.Button("Rename", scale=1, min_width=100, elem_classes="side")
+        self.rename_place = place()
         with gr.Row():
             self.form = gr.Dropdown(label="Export as", choices=list(EXPORTS), value=EXPORTS[0][1], scale=2)
             self.export = gr.Button("Export", scale=1, min_width=100, elem_classes="side")
+        self.export_place = place()
         self.exported = gr.File(label="Exported", visible=False, interactive=False)
         with gr.Row():
             self.sure = gr.Checkbox(label="I mean it: its file and its columns are given up", scale=2)
             self.remove = gr.Button("Remove", variant="stop", scale=1, min_width=100, elem_classes="side")
+        self.remove_place = place()
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
             self.cli = gr.Textbox("", label="Command lines", lines=4, elem_classes="cli")
+            self.cli_place = place()
 
     def _import(self) -> None:
         with gr.Accordion("Import a concept file", open=False):
             self.file = gr.File(label="Concept file", file_types=[".safetensors"])
             self.named = gr.Textbox("", label="Call it (empty: as it is called)")
             self.take = gr.Button("Import")
+            self.import_place = place()
 
     def _connect(self, page: gr.Blocks) -> None:
-        all_of_it = [self.names, self.cards, self.map, self.words, self.summary, self.chosen]
-        self.shown = all_of_it
-        page.load(self.refresh, self.chosen, all_of_it, show_progress="hidden")
-        self.cards.select(self.choose, self.names, self.chosen)
-        self.chosen.change(self.show, self.chosen, self.details, show_progress="hidden")
-        self.rename.click(self.rename_it, [self.chosen, self.new], [*all_of_it, self.new])
-        self.remove.click(self.remove_it, [self.chosen, self.sure], [*all_of_it, self.sure])
-        self.take.click(self.import_it, [self.file, self.named], [*all_of_it, self.file, self.named])
-        self.export.click(self.export_it, [self.chosen, self.form], self.exported)
-        self.cli_box.expand(
-            self.command, [self.chosen, self.new, self.form], self.cli, show_progress="hidden"
-        )
+        hidden = {"show_progress": "hidden"}
+        shown = [self.names, self.cards, self.map, self.words, self.summary, self.chosen, self.try_samples]
+        self.shown = shown
+        connect(page.load, self.refresh, self.chosen, shown, self.place, **hidden)
+        connect(self.try_samples.click, self.take_samples, None, shown, self.place)
+        connect(self.cards.select, self.choose, self.names, self.chosen, self.place)
+        connect(self.chosen.change, self.show, self.chosen, self.details, self.place, **hidden)
+        renamed = [*shown, self.new]
+        connect(self.rename.click, self.rename_it, [self.chosen, self.new], renamed, self.rename_place)
+        removed = [*shown, self.sure]
+        connect(self.remove.click, self.remove_it, [self.chosen, self.sure], removed, self.remove_place)
+        taken, given = [*shown, self.file, self.named], [self.file, self.named]
+        connect(self.take.click, self.import_it, given, taken, self.import_place)
+        wanted = [self.chosen, self.form]
+        connect(self.export.click, self.export_it, wanted, self.exported, self.export_place)
+        asked = [self.chosen, self.new, self.form]
+        connect(self.cli_box.expand, self.command, asked, self.cli, self.cli_place, **hidden)
 
-    @told
     def refresh(self, now: str | None = None) -> list[Any]:
         """The cards, the map and what is wrong with the library."""
+        self.studio.furnished()
         if not self.studio.library.is_dir():
-            return [[], [], None, "", _EMPTY, gr.update(choices=[], value=None)]
+            return [[], [], None, "", _EMPTY, gr.update(choices=[], value=None), offered(self.studio, True)]
         from concepts.library import repair
         from concepts.spectrum_map import draw_map, summary, text_map
 
@@ -115,16 +129,20 @@ class Concepts:
         words = "\n\n".join("\n".join(text_map(base)) for base in stock.bases)
         drawn = draw_map(stock.bases) if stock.bases else None
         value = now if now in names else next(iter(names), None)
-        return [names, cards, drawn, words, said, gr.update(choices=names, value=value)]
+        chosen = gr.update(choices=names, value=value)
+        return [names, cards, drawn, words, said, chosen, offered(self.studio, not names)]
 
-    @told
+    def take_samples(self) -> list[Any]:
+        """The bundled concepts, in the library."""
+        take_samples(self.studio.library)
+        return self.refresh()
+
     def choose(self, event: gr.SelectData, names: list[str]) -> str:
         """The card that was clicked."""
         if not isinstance(event.index, int) or not 0 <= event.index < len(names):
             raise InputError("There is no such concept any more: reload the page.")
         return names[event.index]
 
-    @told
     def show(self, name: str | None) -> str:
         """Everything that the card tells."""
         if not name:
@@ -133,7 +151,6 @@ class Concepts:
         card = None if listed.file is None else read_card(listed.file)
         return "\n".join(card_lines(listed, card)).replace(f"{self.studio.library}/", "")
 
-    @told
     def rename_it(self, old: str | None, new: str) -> list[Any]:
         """The concept under another name."""
         from concepts.library import rename
@@ -142,7 +159,6 @@ class Concepts:
         self.jobs.renamed(str(old), new.strip())
         return [*self.refresh(new.strip()), ""]
 
-    @told
     def remove_it(self, name: str | None, sure: bool) -> list[Any]:
         """Deletes the concept and frees its columns."""
         from concepts.library import remove
@@ -153,7 +169,6 @@ class Concepts:
         remove(self.studio.library, listed.name)
         return [*self.refresh(), False]
 
-    @told
     def import_it(self, file: str | None, name: str) -> list[Any]:
         """An uploaded concept file becomes part of the library."""
         from concepts.library import import_file, repair
@@ -165,7 +180,6 @@ class Concepts:
         listed = import_file(file, self.studio.library, name.strip() or None)
         return [*self.refresh(listed.name), None, ""]
 
-    @told
     def export_it(self, name: str | None, form: str) -> Any:
         """The concept in the format of another program, to download."""
         from spectral_diffusion.export import Options, export
@@ -186,7 +200,6 @@ class Concepts:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    @told
     def command(self, name: str | None, new: str, form: str) -> str:
         """The command lines of this page's buttons."""
         library, name = self.studio.library, name or "NAME"
@@ -194,6 +207,7 @@ class Concepts:
         return "\n".join(
             (
                 commands.shown("-m", "concepts", "list", at),
+                commands.shown("-m", "concepts", "samples", at),
                 commands.shown("-m", "concepts", "show", name, at),
                 commands.shown("-m", "concepts", "rename", name, new.strip() or "NEW", at),
                 commands.shown("-m", "concepts", "remove", name, at),

@@ -7,17 +7,21 @@ from typing import Any
 
 import gradio as gr
 
+from concepts.samples import take_samples
 from pages import choices, commands
 from pages.compare import Comparison
 from pages.files import served
 from pages.measure import Measure, page_of
-from pages.said import plain, sentence, told
+from pages.said import connect, place, sentence
+from pages.samples import offer, offered
+from pages.status import status
 from pages.studio import Studio
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.slices import check_name
 
 MEMBERS = 12  # concepts that get a slider
 _FEW = "Tick two or more concepts."
+_EMPTY = "The library is empty: try the samples, or teach two concepts."
 
 
 class Fuse:
@@ -37,7 +41,8 @@ class Fuse:
 
     def _making(self) -> None:
         self.ticked = gr.CheckboxGroup(label="Concepts", choices=[], value=[])
-        self.said = gr.Markdown(_FEW, elem_classes="said")
+        self.said = gr.HTML(status(_FEW), elem_classes="said")
+        self.try_samples = offer()
         self.sliders = [
             gr.Slider(0, 2, 1, step=0.05, label=f"Strength {i + 1}", visible=False) for i in range(MEMBERS)
         ]
@@ -49,9 +54,11 @@ class Fuse:
         )  # fmt: skip
         self.name = gr.Textbox("", label="Name of the fused file", placeholder="trio")
         self.go = gr.Button("Fuse", variant="primary")
+        self.place = place()
         self.result = gr.Textbox("", label="What was made", lines=5, interactive=False)
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
             self.cli = gr.Textbox("", label="Command lines", lines=3, elem_classes="cli")
+            self.cli_place = place()
 
     def _made(self) -> None:
         self.file = gr.Dropdown(label="Fused file", choices=[], value=None, interactive=True)
@@ -60,32 +67,33 @@ class Fuse:
             self.again = gr.Button("Take its concepts and strengths")
             self.download = gr.Button("Get the file")
             self.bake = gr.Button("Bake into the base")
+        self.how = place()
         self.given = gr.File(label="The file", visible=False, interactive=False)
-        self.baked = gr.Markdown("", elem_classes="said")
         self.panel.build(self.file)
         self.comparison.build(self.ticked)
 
     def _connect(self, page: gr.Blocks) -> None:
+        hidden = {"show_progress": "hidden"}
         asked = [self.ticked, self.method, self.norm, self.name, *self.sliders]
         lists = [self.ticked, self.file]
-        page.load(self.refresh, lists, lists, show_progress="hidden")
-        page.load(self.methods, None, self.method, show_progress="hidden")
+        self.lists, self.shown = lists, [*lists, self.said, self.try_samples]
+        connect(page.load, self.refresh, lists, self.shown, self.said, **hidden)
+        connect(page.load, self.methods, None, self.method, self.place, **hidden)
+        connect(self.try_samples.click, self.take_samples, lists, self.shown, self.said)
         # input rather than change: a file whose concepts are taken brings its own strengths
-        quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}  # no tick is lost, however fast
-        self.ticked.input(self.tick, self.ticked, [self.said, *self.sliders], **quiet)
-        self.go.click(self.fuse, asked, [self.result, *lists], concurrency_id="device", concurrency_limit=1)
-        self.file.change(self.show, self.file, [self.recipe, self.given], show_progress="hidden")
-        self.again.click(self.take, self.file, [self.ticked, self.said, *self.sliders, self.method])
-        self.download.click(self.get, self.file, self.given)
-        self.bake.click(self.bake_it, self.file, self.baked)
-        self.cli_box.expand(
-            self.command,
-            [self.file, self.panel.seeds, self.panel.steps, *asked],
-            self.cli,
-            show_progress="hidden",
-        )
+        quiet = {**hidden, "trigger_mode": "always_last"}  # no tick is lost, however fast
+        ticked = [self.said, *self.sliders]
+        connect(self.ticked.input, self.tick, self.ticked, ticked, self.said, **quiet)
+        one = {"concurrency_id": "device", "concurrency_limit": 1}
+        connect(self.go.click, self.fuse, asked, [self.result, *lists], self.place, **one)
+        connect(self.file.change, self.show, self.file, [self.recipe, self.given], self.how, **hidden)
+        taken = [self.ticked, *ticked, self.method]
+        connect(self.again.click, self.take, self.file, taken, self.how)
+        connect(self.download.click, self.get, self.file, self.given, self.how)
+        connect(self.bake.click, self.bake_it, self.file, self.how, self.how)
+        given = [self.file, self.panel.seeds, self.panel.steps, *asked]
+        connect(self.cli_box.expand, self.command, given, self.cli, self.cli_place, **hidden)
 
-    @told
     def refresh(self, ticked: list[str], file: str | None) -> list[Any]:
         """The concepts and fused files there are."""
         concepts = choices.concepts_in(self.studio)
@@ -97,7 +105,14 @@ class Fuse:
         return [
             gr.update(choices=labels, value=kept),
             gr.update(choices=files, value=file if file in ids else next(iter(ids), None)),
+            self._clashes(kept) if concepts else status(_EMPTY),
+            offered(self.studio, not concepts),
         ]
+
+    def take_samples(self, ticked: list[str], file: str | None) -> list[Any]:
+        """The bundled concepts, ready to be ticked."""
+        take_samples(self.studio.library)
+        return self.refresh(ticked, file)
 
     @staticmethod
     def methods() -> Any:
@@ -107,12 +122,10 @@ class Fuse:
         about = [(f"{name} ({method.whose}): {method.says}", name) for name, method in METHODS.items()]
         return gr.update(choices=about)
 
-    @told
     def tick(self, names: list[str]) -> list[Any]:
         """Clashes of the ticked concepts, and a slider for each."""
         return [self._clashes(names), *_sliders(names, {})]
 
-    @told
     def fuse(self, names: list[str], method: str, norm: str, name: str, *strengths: float) -> list[Any]:
         """Writes the fused file into the library's `fused/`."""
         from fusion.fuse import summary
@@ -124,10 +137,9 @@ class Fuse:
             fused = run(recipe, [self.studio.library], self.studio.base)
         fused.save(path)
         lines = [f"fused/{path.name}: {len(fused.layers())} layers of {fused.base_name}", *summary(fused)]
-        ticked, files = self.refresh(names, f"fused:{path.stem}")
+        ticked, files, *_ = self.refresh(names, f"fused:{path.stem}")
         return ["\n".join(lines), ticked, files]
 
-    @told
     def show(self, id_: str | None) -> list[Any]:
         """The recipe of the chosen file."""
         hidden = gr.update(value=None, visible=False)
@@ -139,7 +151,6 @@ class Fuse:
 
         return [write(recipe_of(Fused.load(choices.fused(self.studio, id_).path))), hidden]
 
-    @told
     def take(self, id_: str | None) -> list[Any]:
         """The concepts, strengths and method of the chosen file, to go on from."""
         from fusion.run import recipe_of
@@ -151,12 +162,10 @@ class Fuse:
         strengths = {one.name: one.strength for one in recipe.concepts}
         return [names, self._clashes(names), *_sliders(names, strengths), recipe.method]
 
-    @told
     def get(self, id_: str | None) -> Any:
         """The chosen file, to download."""
         return gr.update(value=served(choices.fused(self.studio, id_).path), visible=True)
 
-    @told
     def bake_it(self, id_: str | None) -> str:
         """The base with the chosen file merged in, as a diffusers folder of the library's `baked/`."""
         from spectral_diffusion.fused import Fused
@@ -167,12 +176,11 @@ class Fuse:
         with self.studio.turns.taken():
             save_folder(base, fused, folder)
         words = ", ".join(f"<{name}-1> <{name}-2> for <{name}>" for name in fused.names)
-        return plain(f"baked/{folder.name} in the library is a diffusers folder: write {words}.")
+        return status(f"baked/{folder.name} in the library is a diffusers folder: write {words}.")
 
     def _baked(self, choice: choices.Choice) -> Path:
         return self.studio.library / "baked" / choice.path.stem
 
-    @told
     def command(
         self, id_: str | None, seeds: int, steps: int, names: list[str], method: str, norm: str, name: str,
         *strengths: float,
@@ -212,14 +220,14 @@ class Fuse:
         from fusion.fuse import check_together, open_concepts
 
         if len(names) < 2:
-            return _FEW
+            return status(_FEW)
         there = {listed.name for listed in choices.concepts_in(self.studio)}
         try:
             check_together(open_concepts([name for name in names if name in there], self.studio.library))
         except Exception as error:
-            return f"**They cannot be fused:** {plain(sentence(error))}"
+            return status(f"They cannot be fused: {sentence(error)}", wrong=True)
         more = f" Only the first {MEMBERS} have sliders." if len(names) > MEMBERS else ""
-        return f"One base, disjoint columns: these {len(names)} can be fused.{more}"
+        return status(f"One base, disjoint columns: these {len(names)} can be fused.{more}")
 
     def _new_file(self, name: str) -> Path:
         path = self.studio.fused / f"{check_name(name.strip())}.safetensors"

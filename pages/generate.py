@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from pages.canvas import canvas
 from pages.draw import News, Wishes, drawing
 from pages.files import served
 from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
-from pages.said import sentence, told
+from pages.paint import COLOURS
+from pages.said import connect, place
 from pages.status import status
 from pages.studio import Studio
 from spectral_diffusion.errors import InputError
@@ -23,9 +25,10 @@ from spectral_diffusion.samplers import SAMPLERS
 MEMBERS = 12  # concepts of one file that get a chip and a slider
 HISTORY = 48
 BARE = "the bare base"
-_EMPTY = "No concept yet: draw with the bare base, or teach one on the page Teach; there are sample photos."
+_EMPTY = "No concept yet: draw with the bare base, try the samples on the page Concepts, or teach one."
+_PAINT = "Or paint them: a colour is a place, as in “orange: a photo of &lt;rex&gt;”"
 _IDLE = "Nothing is being drawn."
-_HINT = "Pictures appear here. Write a prompt, then press Draw or Ctrl+Enter."
+_HINT = "Write a prompt, then press Draw or Ctrl+Enter."
 
 
 class Generate:
@@ -47,7 +50,7 @@ class Generate:
 
     def _left(self) -> None:
         self.file = gr.Dropdown(label="Draw with", choices=[(BARE, "")], value="", interactive=True)
-        self.note = gr.Markdown("", elem_classes="said")
+        self.note = place()
         prompt = gr.Textbox(
             "", label="Prompt", lines=3, placeholder="a photo of <rex> on the beach", elem_id="prompt"
         )
@@ -57,10 +60,12 @@ class Generate:
             self.go = gr.Button("Draw (Ctrl+Enter)", variant="primary", elem_id="draw", scale=2)
             self.skip = gr.Button("Skip", min_width=60)
             self.interrupt = gr.Button("Interrupt (Esc)", elem_id="interrupt", min_width=130)
+        self.status = gr.HTML(status(_HINT), elem_classes="said")
         self.forever = gr.Checkbox(False, label="Go on until interrupted")
         self.fields = [prompt, negative, *self._settings()]
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
             self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
+            self.cli_place = place()
 
     def _member_rows(self) -> None:
         self.rows, self.chips, self.sliders = [], [], []
@@ -94,7 +99,7 @@ class Generate:
                 lines=3,
                 placeholder="left: a photo of <rex>\nright: a photo of <mia>\n0.2,0.2,0.8,0.8: a red ball",
             )
-            painted = canvas()
+            painted = canvas(_PAINT, COLOURS, "The picture, to paint regions on", "painted")
             feather = gr.Slider(0, 0.5, f.feather, step=0.01, label="Soft edge of the regions")
         with gr.Accordion("From a picture, larger, clip skip", open=False):
             start = gr.File(label="Start picture", file_types=[".png", ".jpg", ".jpeg", ".webp"])
@@ -108,7 +113,6 @@ class Generate:
         ]  # fmt: skip
 
     def _right(self) -> None:
-        self.status = gr.HTML(status(_HINT), elem_classes="said")
         self.preview = gr.Image(
             label="On its way", visible=False, height=260, buttons=[], format="png",
             alt_text="The first picture as it would be if it ended now",
@@ -118,12 +122,14 @@ class Generate:
             interactive=False, format="png", buttons=["download", "fullscreen"],
         )  # fmt: skip
         with gr.Accordion("Earlier pictures: choose one to take its settings", open=False):
+            self.history_place = place()
             self.history = gr.Gallery(
                 label="Earlier pictures", columns=6, fit_columns=False, height="auto",
                 allow_preview=False, interactive=False, format="png", buttons=[],
             )  # fmt: skip
         with gr.Accordion("Picture info: drop a picture to take its settings", open=False):
             self.dropped = gr.File(label="A picture made here", file_types=[".png", ".jpg", ".jpeg", ".webp"])
+            self.info_place = place()
             self.info = gr.Textbox("", label="What it says of itself", lines=4, interactive=False)
         self.names = gr.State([])  # of the history's files
 
@@ -133,42 +139,39 @@ class Generate:
         shown = [self.status, self.preview, self.gallery, self.history, self.names, self.fields[8]]
         everything = [self.file, *self.sliders, *self.fields]
         # one event for both, so that a session draws one thing at a time
-        starts = [self.go.click, prompt.submit]
-        asked = [self.forever, *everything]
-        gr.on(starts, self.draw, asked, shown, show_progress="hidden", trigger_mode="once", **AT_ONCE)
-        self.interrupt.click(self.stop, None, self.status, queue=False)
-        self.skip.click(self.pass_over, None, self.status, queue=False)
+        start = functools.partial(gr.on, [self.go.click, prompt.submit])
+        drawing = {**AT_ONCE, "show_progress": "hidden", "trigger_mode": "once"}
+        connect(start, self.draw, [self.forever, *everything], shown, self.status, **drawing)
+        connect(self.interrupt.click, self.stop, None, self.status, self.status, queue=False)
+        connect(self.skip.click, self.pass_over, None, self.status, self.status, queue=False)
         # input rather than change: a recalled picture brings its own strengths
         quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        self.file.input(self.take_file, self.file, [self.note, *wide], **quiet)
+        connect(self.file.input, self.take_file, self.file, [self.note, *wide], self.note, **quiet)
+        at_once = {"show_progress": "hidden", "queue": False}
         for chip in self.chips:
-            chip.click(self.add_word, [prompt, chip], prompt, queue=False, show_progress="hidden")
+            connect(chip.click, self.add_word, [prompt, chip], prompt, self.note, **at_once)
         everywhere = [self.file, *wide, *self.fields, self.info]
-        self.history.select(self.recall, self.names, everywhere)
-        self.dropped.upload(self.read, self.dropped, everywhere)
-        self.cli_box.expand(self.command, everything, self.cli, show_progress="hidden")
+        connect(self.history.select, self.recall, self.names, everywhere, self.history_place)
+        connect(self.dropped.upload, self.read, self.dropped, everywhere, self.info_place)
+        hidden = {"show_progress": "hidden"}
+        connect(self.cli_box.expand, self.command, everything, self.cli, self.cli_place, **hidden)
         self.loaded = [self.file, self.note, self.history, self.names]
-        page.load(self.refresh, self.file, self.loaded, show_progress="hidden")
+        connect(page.load, self.refresh, self.file, self.loaded, self.note, **hidden)
 
-    @told
     def refresh(self, now: str) -> tuple[Any, ...]:
         """The files there are and the latest pictures."""
         found = choices.options(self.studio, BARE)
         value = now if now in [id_ for _, id_ in found] else ""
-        note = _EMPTY if len(found) == 1 else gr.skip()
+        note = status(_EMPTY) if len(found) == 1 else self._note(value)
         return gr.update(choices=found, value=value), note, *self._history()
 
-    @told
     def take_file(self, id_: str) -> list[Any]:
         """Words and strengths of the chosen file."""
         if not id_:
             return ["", *_members([], [])]
         choice = choices.chosen(self.studio, id_)
-        more = len(choice.names) - MEMBERS
-        note = f"Strengths of {more} more concepts stay as they are in the file." if more > 0 else ""
-        return [note, *_members(choice.names, choice.strengths)]
+        return [self._note(id_), *_members(choice.names, choice.strengths)]
 
-    @told
     def draw(self, request: gr.Request, forever: bool, id_: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Draws, showing how far it is; the last of `values` are the fields of the form."""
         gone = gr.update(visible=False)
@@ -180,8 +183,9 @@ class Generate:
                     yield self._shown(news)
             except Interrupted:
                 yield (status("Interrupted."), gone, gr.skip(), *self._history(), gr.skip())
-            except Exception as error:
-                yield (status(sentence(error), wrong=True), gone, *[gr.skip()] * 4)
+            except Exception:
+                yield (gr.skip(), gone, *[gr.skip()] * 4)
+                raise
             finally:
                 self._wishes.pop(request.session_hash, None)
 
@@ -202,26 +206,27 @@ class Generate:
         """The prompt with a concept's word behind it."""
         return f"{prompt} {word}".strip()
 
-    @told
     def recall(self, event: gr.SelectData, names: list[str]) -> list[Any]:
         """Every setting of an earlier picture."""
         if not isinstance(event.index, int) or not 0 <= event.index < len(names):
             raise InputError("There is no such picture any more: reload the page.")
         return self._recalled(self.studio.output / names[event.index])
 
-    @told
     def read(self, file: str | None) -> list[Any]:
         """Every setting of a picture that was dropped."""
         if file is None:
             raise InputError("Drop a picture first.")
         return self._recalled(Path(file))
 
-    @told
     def command(self, id_: str, *values: Any) -> str:
         """The command line of what the page says."""
         wish, _ = self._wish(id_, values, load=False)
         path = choices.chosen(self.studio, id_).path if id_ else None
         return commands.generate_command(path, self.studio.given, wish, self.studio.output)
+
+    def _note(self, id_: str) -> str:
+        more = len(choices.chosen(self.studio, id_).names) - MEMBERS if id_ else 0
+        return status(f"Strengths of {more} more concepts stay as they are in the file.") if more > 0 else ""
 
     def _wish(self, id_: str, values: tuple[Any, ...], load: bool = True) -> tuple[Any, Any]:
         """The request and the fused file it is drawn with, if any."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from concepts import samples
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.slices import check_name
@@ -29,7 +30,9 @@ from spectral_diffusion.slices import check_name
 ROOT = Path(__file__).parent.parent
 FOLDER = ".jobs"
 WAITING = ("queued", "running")
-STATES = ("draft", *WAITING, "stopped", "failed", "done")
+RESUMABLE = ("paused", "stopped", "failed")
+STATES = ("draft", *WAITING, *RESUMABLE, "done")
+ENDS = {"pause": "paused", "stop": "stopped"}  # a wish, and the state that it leads to
 _ID = re.compile(r"[0-9a-f]{12}")
 _DRAFT_SECONDS = 24 * 3600
 
@@ -50,7 +53,7 @@ class Job:
     queued: float = 0.0  # seconds since 1970; the queue is in this order
     started: float = 0.0
     pid: int | None = None  # of the process that trains
-    stop: bool = False  # somebody asked to stop
+    wish: str = ""  # one of ENDS: what somebody asked for
     error: str = ""
 
 
@@ -97,41 +100,45 @@ class Jobs:
         return self._home(id_) / "output.txt"
 
     def photos_of(self, name: str) -> Path | None:
-        """The photos that the concept `name` was taught from, if they are still here."""
+        """The photos that the concept `name` was taught from, if they are still here, or came with the program."""
         for job in self.all():
             if job.name == name and job.state == "done" and self.photos(job.id).is_dir():
                 return self.photos(job.id)
-        return None
+        return samples.photos_of(self.library, name)
 
     def enqueue(self, job: Job) -> Job:
-        """Puts a job at the end of the queue. Raises InputError if the same name waits or is trained already."""
+        """Puts a job into the queue, a paused one where it was, any other at the end.
+
+        Raises InputError if the same name waits, is trained or is paused already.
+        """
         check_name(job.name)
         with self._locked():
-            busy = [other for other in self.all() if other.state in WAITING and other.name == job.name]
-            if busy:
-                raise InputError(f"{job.name} is being taught already: wait for it, or stop it first.")
-            queued = replace(job, state="queued", queued=time.time(), stop=False, error="", pid=None)
+            for other in self.all():
+                waits = other.state in WAITING or (other.state == "paused" and other.id != job.id)
+                if other.name == job.name and waits:
+                    raise InputError(f"{job.name} is {other.state} already: let it go on, or stop it first.")
+            place = job.queued if job.state == "paused" else time.time()
+            queued = replace(job, state="queued", queued=place, wish="", error="", pid=None)
             self._write(queued)
         return queued
 
     def again(self, id_: str, finish: bool = False) -> Job:
-        """Goes on with a stopped or failed training; `finish`: with what it has learned so far.
+        """Goes on with a paused, stopped or failed training; `finish`: with what it has learned so far.
 
         Raises InputError for one that is in another state.
         """
         job = self.get(id_)
-        if job.state not in ("stopped", "failed"):
-            raise InputError(f"{job.name} is {job.state}: only a stopped training can go on.")
+        if job.state not in RESUMABLE:
+            raise InputError(f"{job.name} is {job.state}: only a paused or stopped training can go on.")
         return self.enqueue(replace(job, finish=finish, restart=False))
 
     def stop(self, id_: str) -> None:
-        """Takes a job out of the queue, or asks its training to stop after saving."""
-        with self._locked():
-            job = self.get(id_)
-            if job.state == "queued":
-                self._write(replace(job, state="stopped"))
-            elif job.state == "running":
-                self._write(replace(job, stop=True))
+        """Takes a job out of the queue, or asks its training to stop after saving; a paused one stays stopped."""
+        self._end(id_, "stop")
+
+    def pause(self, id_: str) -> None:
+        """As `stop`, with the intent to go on: the job keeps its place, and the next one in the queue may start."""
+        self._end(id_, "pause")
 
     def forget(self, id_: str) -> None:
         """Deletes a job with its photos. Raises InputError while it is under way."""
@@ -186,6 +193,14 @@ class Jobs:
             return True
         lock.release()
         return False
+
+    def _end(self, id_: str, wish: str) -> None:
+        with self._locked():
+            job = self.get(id_)
+            if job.state == "queued" or (job.state, wish) == ("paused", "stop"):
+                self._write(replace(job, state=ENDS[wish]))
+            elif job.state == "running":
+                self._write(replace(job, wish=wish))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concepts.captions import PLACEHOLDER
 from concepts.dataset import ReadOptions, caption_of, given_text
-from concepts.inventory import Columns, Listed, take_stock
-from concepts.layouts import find_layout
+from concepts.inventory import SUFFIX, Columns, Listed, take_stock
+from concepts.layouts import CAPTION_SUFFIXES, find_layout
 from concepts.masks import plain_background
 from concepts.presets import Resolved, assignments, resolve
 from pages.studio import TOYBOX, Studio
@@ -39,6 +41,25 @@ def sample_folder(name: str) -> Path:
     if name not in samples():
         raise InputError(f"There are no sample photos of {name[:40]!r}; there are {', '.join(samples())}.")
     return SAMPLES / name
+
+
+def copy_sample(name: str, folder: Path) -> None:
+    """Copies a bundled folder of photos; its captions name the concept whatever it will be called."""
+    source = sample_folder(name)
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes()
+            if path.suffix in CAPTION_SUFFIXES:
+                content = content.replace(f"<{name}>".encode(), PLACEHOLDER.encode())
+            target.write_bytes(content)
+
+
+def free_name(library: Path, name: str) -> str:
+    """`name`, or `name2`, `name3`, … if the library has a concept of that name already."""
+    names = (f"{name}{number}" if number > 1 else name for number in itertools.count(1))
+    return next(free for free in names if not (library / f"{free}{SUFFIX}").exists())
 
 
 def resolved(

@@ -16,10 +16,17 @@ input[role=combobox], input[role=listbox] { text-overflow: ellipsis; padding-rig
 .grid-wrap, .image-frame { padding-top: 1.6rem !important; }
 .caption-label { max-width: 100% !important; white-space: normal !important; }
 .grid-wrap.fixed-height { max-height: none !important; min-height: 8rem !important; }
-.paint canvas { width: min(100%, 256px); aspect-ratio: 1; touch-action: none; cursor: crosshair; background: #fff;
-  border: 1px solid var(--border-color-primary); }
+.paint .ground { width: min(100%, 256px); aspect-ratio: 1; background: #fff center / 100% 100% no-repeat;
+  border: 1px solid var(--border-color-primary); display: flex; }
+.paint canvas { width: 100%; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
+#mask .ground { width: min(100%, 384px); }
+#mask canvas { opacity: .6; }
+.paint input[type=radio] { border: 2px solid var(--body-text-color-subdued) !important; }
+.paint .dot[style*=eraser] { display: none; }
 .paint button { padding: .1rem .6rem; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .said { min-height: 1.5em; }
+.place:not(:has([role])) { display: none; }
+[role=alert] { border-left: 3px solid var(--error-icon-color, #dc2626); padding: .1rem .6rem; }
 .chips { flex-wrap: wrap; gap: .4rem; }
 .chips button { flex: 0 0 auto; min-width: 0; align-self: center; }
 .curve { width: 100%; height: auto; }

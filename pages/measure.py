@@ -13,7 +13,7 @@ import gradio as gr
 from pages import choices
 from pages.background import AT_ONCE, Interrupted, Stops, telling
 from pages.jobs import Jobs
-from pages.said import sentence, told
+from pages.said import connect
 from pages.status import status
 from pages.studio import Studio
 
@@ -38,16 +38,15 @@ class Measure:
         self.report = gr.HTML("")
         measured = [self.how, self.report]
         drawing = {**AT_ONCE, "show_progress": "hidden"}
-        self.measure.click(self.judge, [file, self.seeds, self.steps], measured, **drawing)
-        self.weights.click(self.judge_weights, file, measured, show_progress="minimal")
-        self.cancel.click(self.stop, None, self.how, queue=False)
+        connect(self.measure.click, self.judge, [file, self.seeds, self.steps], measured, self.how, **drawing)
+        connect(self.weights.click, self.judge_weights, file, measured, self.how, show_progress="minimal")
+        connect(self.cancel.click, self.stop, None, self.how, self.how, queue=False)
 
     def stop(self, request: gr.Request) -> str:
         """Interrupts the measuring of this session."""
         found = self._stops.interrupt(request.session_hash)
         return status("Interrupting after this picture…" if found else "Nothing is being measured.")
 
-    @told
     def judge(self, request: gr.Request, id_: str | None, seeds: int, steps: int) -> Iterator[list[Any]]:
         """Draws every concept alone and fused, and shows the report."""
         choice, count = choices.fused(self.studio, id_), 0
@@ -59,12 +58,9 @@ class Measure:
                     yield [status(f"{count}: {lines[-1]}…"), gr.skip()]
             except Interrupted:
                 yield [status("Interrupted."), gr.skip()]
-            except Exception as error:
-                yield [status(sentence(error), wrong=True), gr.skip()]
             else:
                 yield [status("Measured."), frame(page_of(choice))]
 
-    @told
     def judge_weights(self, id_: str | None) -> list[Any]:
         """The report without pictures: from the weights alone."""
         from fusion.report import Wish, write_report

@@ -1,4 +1,4 @@
-"""Painted regions: a picture of a few flat colours, each of them one region's mask.
+"""What is painted on the page: a picture of a few flat colours, each one region's mask; or the mask of a photo.
 
 On the page it is a PNG as a data URL, which is what the canvas takes and gives.
 """
@@ -24,6 +24,7 @@ COLOURS = {"orange": (230, 159, 0), "blue": (0, 114, 178), "green": (0, 158, 115
 SIDE = 256  # pixels of the canvas; a picture of any shape is covered by all of it
 _HEAD = "data:image/png;base64,"
 _MOST = 2**20  # letters of a painted picture
+_WHOLLY = [255 * (grey >= 128) for grey in range(256)]  # strokes have soft edges
 
 
 def masks(painted: Any) -> dict[str, str]:
@@ -54,9 +55,36 @@ def painting(colours: Mapping[str, str]) -> str:
     picture = Image.new("RGBA", (SIDE, SIDE))
     for mask, colour in colours.items():
         with Image.open(io.BytesIO(base64.b64decode(mask)), formats=("PNG",)) as image:
-            inside = image.convert("L").resize((SIDE, SIDE)).point(lambda grey: 255 * (grey >= 128))
+            inside = image.convert("L").resize((SIDE, SIDE)).point(_WHOLLY)
         picture.paste((*COLOURS[colour], 255), mask=inside)
     return _HEAD + _encoded(picture)
+
+
+def photo_mask(painted: Any) -> Image.Image | None:
+    """Whatever is painted, in any colour, white in an L picture; None if nothing is.
+
+    Raises InputError for what is no picture of this canvas.
+    """
+    if not painted:
+        return None
+    mask = _decoded(painted).getchannel("A").point(_WHOLLY)
+    return mask if mask.getbbox() else None
+
+
+def mask_painting(mask: Image.Image | None) -> str:
+    """The canvas's value that shows the mask of a photo, to be corrected; empty for none."""
+    if mask is None:
+        return ""
+    picture = Image.new("RGBA", mask.size)
+    picture.paste((*COLOURS["orange"], 255), mask=mask.point(_WHOLLY))
+    return _HEAD + _encoded(picture)
+
+
+def photo_ground(photo: Image.Image) -> str:
+    """A photo for the canvas to lie under the paint."""
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def mask_file(mask: str, folder: Path) -> Path:
@@ -78,9 +106,7 @@ def _decoded(painted: Any) -> Image.Image:
                 raise ValueError(f"it is {image.size[0]} pixels wide")
             return image.convert("RGBA")
     except (binascii.Error, ValueError, OSError, SyntaxError) as error:
-        raise InputError(
-            f"The painted regions cannot be read ({error}): clear them, and paint again."
-        ) from error
+        raise InputError(f"The painting cannot be read ({error}): clear it, and paint again.") from error
 
 
 def _encoded(image: Image.Image) -> str:

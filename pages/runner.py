@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from concepts.interrupt import STOP_FILE
 from pages.commands import train_command
-from pages.jobs import ROOT, Job, Jobs
+from pages.jobs import ENDS, ROOT, Job, Jobs
 from pages.watch import finished, training_folder
 from spectral_diffusion.errors import INTERRUPTED, USER_ERROR
 
@@ -49,11 +49,11 @@ def _run(jobs: Jobs, job: Job) -> None:
         asked = False
         while process.poll() is None:
             time.sleep(_LOOK)
-            if not asked and jobs.get(job.id).stop:
+            if not asked and jobs.get(job.id).wish:
                 asked = True
                 process.send_signal(signal.SIGTERM)
     state, error = _outcome(jobs, job, process.returncode)
-    jobs.change(job.id, state=state, error=error, pid=None, stop=False, finish=False, restart=False)
+    jobs.change(job.id, state=state, error=error, pid=None, wish="", finish=False, restart=False)
 
 
 def _outcome(jobs: Jobs, job: Job, code: int) -> tuple[str, str]:
@@ -61,7 +61,7 @@ def _outcome(jobs: Jobs, job: Job, code: int) -> tuple[str, str]:
     if code == 0:
         return "done", ""
     if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
-        return "stopped", ""
+        return ENDS.get(jobs.get(job.id).wish, "stopped"), ""
     said = jobs.output(job.id).read_text(encoding="utf-8", errors="replace")
     lines = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
     if code == USER_ERROR and lines:
@@ -76,10 +76,10 @@ def _take_over(jobs: Jobs, job: Job) -> None:
     """Waits for the training that another runner started and can no longer wait for."""
     while _trains(job):
         time.sleep(_LOOK)
-        if jobs.get(job.id).stop:
+        if jobs.get(job.id).wish:
             (training_folder(jobs.library, job.name) / STOP_FILE).touch()
-    state = "done" if finished(jobs.library, job) else "stopped"
-    jobs.change(job.id, state=state, pid=None, stop=False)
+    state = "done" if finished(jobs.library, job) else ENDS.get(jobs.get(job.id).wish, "stopped")
+    jobs.change(job.id, state=state, pid=None, wish="")
 
 
 def _trains(job: Job) -> bool:

@@ -1,21 +1,28 @@
-"""The one place where an error becomes a message on the page: a sentence, never a traceback."""
+"""The one place where an error becomes a sentence on the page, never a traceback: beside what was pressed.
+
+Contract. `connect` is how every handler gets its event: what the handler raises is told in a place of the page, for
+eyes and for screen readers, everything else on the page stays as it was, and the next success clears the place.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from pages.imports import slow_imports
+from pages.status import status
 from spectral_diffusion.errors import SpectralError
 
 OURS = "Something went wrong inside the program: the terminal it was started from tells what."
 _log = logging.getLogger("pages")
+Components = Any  # one component of gradio, several in a list, or None
 
 
 def sentence(error: BaseException) -> str:
@@ -26,18 +33,52 @@ def sentence(error: BaseException) -> str:
     return OURS
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors become a warning on the page and leave everything on it as it was."""
+def place() -> gr.HTML:
+    """Where a part of a page tells mistakes; it takes no room while there is none."""
+    return gr.HTML("", elem_classes="place")
+
+
+def connect(
+    event: Callable[..., Any], handler: Callable[..., Any], inputs: Components, outputs: Components,
+    where: gr.HTML, **how: Any,
+) -> Any:  # fmt: skip
+    """Binds `handler` to an event of gradio, its mistakes told in `where`, which may be one of its outputs.
+
+    `event` is what gradio calls an event listener, such as `button.click`; `how` are its settings. Returns what it
+    does.
+    """
+    shown = _several(outputs)
+    known = next((i for i, component in enumerate(shown) if component is where), None)
+    told = answering(handler, len(shown), known)
+    return event(told, inputs, shown if known is not None else [*shown, where], **how)
+
+
+def answering(handler: Callable[..., Any], count: int, known: int | None = None) -> Callable[..., Any]:
+    """`handler` with `count` outputs, its mistakes told in the output number `known`, or in one more at the end."""
+
+    def good(result: Any) -> Any:
+        if known is not None:
+            return result
+        return [*(() if not count else (result,) if count == 1 else result), ""]
+
+    def bad(error: Exception) -> Any:
+        line = status(sentence(error), wrong=True)
+        parts = [gr.skip()] * count + [line] * (known is None)
+        if known is not None:
+            parts[known] = line
+        return parts[0] if len(parts) == 1 else parts
+
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def generating(*given: Any, **named: Any) -> Any:
             try:
                 slow_imports()
-                yield from handler(*given, **named)
+                with closing(handler(*given, **named)) as results:  # it ends with its tab
+                    for result in results:
+                        yield good(result)
             except Exception as error:
-                gr.Warning(escape(sentence(error)), title="That did not work", duration=15)
-                yield gr.skip()
+                yield bad(error)
 
         return generating
 
@@ -45,10 +86,9 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     def calling(*given: Any, **named: Any) -> Any:
         try:
             slow_imports()
-            return handler(*given, **named)
+            return good(handler(*given, **named))
         except Exception as error:
-            gr.Warning(escape(sentence(error)), title="That did not work", duration=15)
-            return gr.skip()
+            return bad(error)
 
     return calling
 
@@ -56,3 +96,9 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
 def plain(text: str) -> str:
     """`text` for a Markdown component, without effect: nobody's file name becomes a link, picture or tag."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-.!|~$" else c for c in escape(text, quote=False))
+
+
+def _several(components: Components) -> Sequence[Any]:
+    if components is None:
+        return []
+    return list(components) if isinstance(components, list | tuple) else [components]

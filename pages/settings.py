@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from pages.said import plain, told
+from pages.said import connect, place, plain
 from pages.status import status
 from pages.studio import Studio
 from spectral_diffusion.errors import InputError
@@ -30,6 +30,7 @@ class Settings:
             )  # fmt: skip
             self.look = gr.Button("What is it?", elem_classes="side")
             self.use = gr.Button("Use it for everybody", variant="primary", elem_classes="side")
+        self.place = place()
         self.facts = gr.Dataframe(
             headers=["fact", "value"],
             value=[],
@@ -41,16 +42,16 @@ class Settings:
         )
         gr.Markdown(self._folders())
         timer = gr.Timer(POLL)
-        timer.tick(self.tell, None, self.status, queue=False, show_progress="hidden")
-        page.load(self.tell, None, self.status, queue=False, show_progress="hidden")
-        self.look.click(self.inspect, self.base, self.facts)
-        self.use.click(self.take, self.base, self.status)
+        looking = {"queue": False, "show_progress": "hidden"}
+        for event in (timer.tick, page.load):
+            connect(event, self.tell, None, self.status, self.status, **looking)
+        connect(self.look.click, self.inspect, self.base, self.facts, self.place)
+        connect(self.use.click, self.take, self.base, self.status, self.place)
 
     def tell(self) -> str:
         """How the base stands."""
         return status(self.studio.status(), wrong=self.studio.failed is not None)
 
-    @told
     def inspect(self, id_: str) -> Any:
         """What a base is, from its headers alone."""
         from spectral_diffusion.inspection import inspect, rows
@@ -60,7 +61,6 @@ class Settings:
             raise InputError("There is no such base here: reload the page.")
         return [list(row) for row in rows(inspect(offered[id_])) if row[0] != "file"]
 
-    @told
     def take(self, id_: str) -> str:
         """Another base from now on, for all who use this server."""
         with self.studio.turns.taken():

@@ -12,6 +12,7 @@ from pages.fuse import Fuse
 from pages.gate import LOOPBACK, Gate
 from pages.generate import Generate
 from pages.look import CSS, KEYS, theme
+from pages.said import connect
 from pages.settings import Settings
 from pages.studio import Studio
 from pages.table import Table
@@ -45,10 +46,10 @@ def build(studio: Studio) -> gr.Blocks:
                 settings.build(page)
         # what another page made is there when one comes back
         quiet = {"show_progress": "hidden"}
-        first.select(generate.refresh, generate.file, generate.loaded, **quiet)
-        third.select(concepts.refresh, concepts.chosen, concepts.shown, **quiet)
-        fourth.select(fuse.refresh, [fuse.ticked, fuse.file], [fuse.ticked, fuse.file], **quiet)
-        fifth.select(table.refresh, table.file, table.file, **quiet)
+        connect(first.select, generate.refresh, generate.file, generate.loaded, generate.note, **quiet)
+        connect(third.select, concepts.refresh, concepts.chosen, concepts.shown, concepts.place, **quiet)
+        connect(fourth.select, fuse.refresh, fuse.lists, fuse.shown, fuse.said, **quiet)
+        connect(fifth.select, table.refresh, table.file, table.file, table.how, **quiet)
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=8, api_open=False)
 
 

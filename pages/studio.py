@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from concepts.samples import take_samples
 from pages.background import Turns
 from pages.imports import slow_imports
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import InputError, SpectralError
 
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
@@ -39,6 +41,8 @@ class Studio:
         self._own = base if base == TOYBOX or not Path(base).exists() else str(Path(base).resolve())
         self._choice = threading.Lock()
         self.base_id, self._loading = self.id_of(base), Future()
+        self._furnished = threading.Event()
+        self._furnished.set()
 
     @property
     def fused(self) -> Path:
@@ -64,8 +68,15 @@ class Studio:
         return self.offered()[self.base_id]
 
     def start(self) -> None:
-        """Begins to load the base without waiting for it."""
+        """Begins to load the base without waiting for it, and to put the samples into a library that is new."""
+        if self.base_id == TOYBOX and not self.library.exists():
+            self._furnished.clear()
+            threading.Thread(target=self._furnish, daemon=True, name="samples").start()
         self._load(self._loading, self.given)
+
+    def furnished(self) -> None:
+        """Returns once a new library has its samples."""
+        self._furnished.wait()
 
     def use(self, base_id: str) -> None:
         """Takes another base from now on. Raises InputError for one that is not offered or is none."""
@@ -105,6 +116,15 @@ class Studio:
         if base is None:
             return f"Loading the base {self.base_id}…"
         return f"Base {base.name}: {base.size} × {base.size} pixels, {base.width} columns, on {base.pipeline.device}."
+
+    def _furnish(self) -> None:
+        try:
+            slow_imports()
+            take_samples(self.library)
+        except (SpectralError, OSError) as error:  # the pages offer them again
+            logging.getLogger("pages").warning("The samples were not put into the library: %s", error)
+        finally:
+            self._furnished.set()
 
     def _load(self, promise: Future, given: str) -> None:
         threading.Thread(target=self._keep, args=(promise, given), daemon=True, name="load base").start()

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from concepts.samples import samples
 from pages import choices, commands
 from pages.background import AT_ONCE, Interrupted, Stops, Turns, telling
 from pages.files import served
 from pages.form import check_place
 from pages.generate import BARE
-from pages.said import sentence, told
+from pages.said import connect, place
 from pages.status import status
 from pages.studio import Studio
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import InputError, SpectralError
 
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
@@ -35,10 +36,10 @@ _SUFFIXES = (".csv", ".jsonl", ".toml")
 _FAILURES = 5  # told
 _EXAMPLE = """\
 [[job]]
-prompt = "a photo of <rex> on the beach"
+prompt = "a photo of <{name}> on the beach"
 seed = [1, 2]
 steps = 20
-"strength.rex" = [0, 0.5, 1]
+"strength.{name}" = [0, 0.5, 1]
 """
 
 
@@ -50,22 +51,24 @@ class Table:
 
     def build(self, page: gr.Blocks) -> None:
         """Lays the page out inside of the current tab."""
+        name = next((file.stem for file in samples()), "rex")
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 self.file = gr.Dropdown(label="Draw with", choices=[(BARE, "")], value="", interactive=True)
                 self.text = gr.Textbox(
                     label="Jobs as TOML: a list of values makes a grid, the first list is X, the second Y",
-                    value=_EXAMPLE, lines=10, elem_classes="cli",
+                    value=_EXAMPLE.format(name=name), lines=10, elem_classes="cli",
                 )  # fmt: skip
                 self.upload = gr.File(label="Or a table: .csv, .jsonl or .toml", file_types=list(_SUFFIXES))
                 with gr.Row():
                     self.go = gr.Button("Draw the table", variant="primary")
                     self.again = gr.Checkbox(label="Try failed pictures again")
                     self.cancel = gr.Button("Interrupt")
+                self.how = gr.HTML(status(""), elem_classes="said")
                 with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
                     self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
+                    self.cli_place = place()
             with gr.Column(scale=3, min_width=340):
-                self.how = gr.HTML(status(""), elem_classes="said")
                 self.sheets = gr.Gallery(
                     label="Grids and contact sheet", columns=1, height="auto", object_fit="contain",
                     interactive=False, format="png", buttons=["download", "fullscreen"],
@@ -74,20 +77,18 @@ class Table:
 
     def _connect(self, page: gr.Blocks) -> None:
         asked = [self.file, self.text, self.upload]
-        self.go.click(
-            self.draw, [*asked, self.again], [self.how, self.sheets], show_progress="hidden", **AT_ONCE
-        )
-        self.cancel.click(self.stop, None, self.how, queue=False)
-        self.cli_box.expand(self.command, asked, self.cli, show_progress="hidden")
-        page.load(self.refresh, self.file, self.file, show_progress="hidden")
+        hidden = {"show_progress": "hidden"}
+        shown = [self.how, self.sheets]
+        connect(self.go.click, self.draw, [*asked, self.again], shown, self.how, **hidden, **AT_ONCE)
+        connect(self.cancel.click, self.stop, None, self.how, self.how, queue=False)
+        connect(self.cli_box.expand, self.command, asked, self.cli, self.cli_place, **hidden)
+        connect(page.load, self.refresh, self.file, self.file, self.how, **hidden)
 
-    @told
     def refresh(self, now: str) -> Any:
         """The files there are."""
         found = choices.options(self.studio, BARE)
         return gr.update(choices=found, value=now if now in [id_ for _, id_ in found] else "")
 
-    @told
     def draw(
         self, request: gr.Request, id_: str, text: str, upload: str | None, again: bool
     ) -> Iterator[list[Any]]:
@@ -103,9 +104,8 @@ class Table:
                     yield [status(_said(done, failed, total), done + failed, total), gr.skip()]
             except Interrupted:
                 yield [status("Interrupted: drawing the same table again goes on from here."), gr.skip()]
-            except Exception as error:
-                said = sentence(error).replace(f"{self.studio.output}/", "")
-                yield [status(said, wrong=True), gr.skip()]
+            except SpectralError as error:
+                raise InputError(str(error).replace(f"{self.studio.output}/", "")) from error
             else:
                 yield self._shown(outcome[0])
 
@@ -114,7 +114,6 @@ class Table:
         found = self._stops.interrupt(request.session_hash)
         return status("Interrupting after this picture…" if found else "Nothing is being drawn.")
 
-    @told
     def command(self, id_: str, text: str, upload: str | None) -> str:
         """The command line for the table, which is written down for it."""
         path = choices.chosen(self.studio, id_).path if id_ else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,9 @@ from concepts.presets import presets
 from pages import commands, lesson
 from pages.files import PHOTOS, take_photos
 from pages.jobs import Job, Jobs
-from pages.said import plain, told
+from pages.masking import Masking, write_mask
+from pages.said import connect, place, plain
+from pages.status import status
 from pages.studio import Studio
 from pages.trainings import Trainings
 from spectral_diffusion.errors import InputError
@@ -25,7 +28,7 @@ class Teach:
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.jobs = studio, Jobs(studio.library)
-        self.trainings = Trainings(studio)
+        self.trainings, self.masking = Trainings(studio), Masking()
 
     def build(self, page: gr.Blocks) -> None:
         """Lays the page out inside of the current tab."""
@@ -46,6 +49,7 @@ class Teach:
         with gr.Row():
             self.sample = gr.Dropdown(label="Sample photos", choices=lesson.samples(), value=None)
             self.clear = gr.Button("Start over", elem_classes="side")
+        self.place = place()
         self.gallery = gr.Gallery(
             label="Photos as they are cropped; what a mask leaves out is veiled", columns=5, height="auto",
             interactive=False, format="png", buttons=["fullscreen"],
@@ -56,6 +60,7 @@ class Teach:
                 headers=["photo", "caption"], datatype="str", column_count=2, static_columns=[0], type="array",
                 interactive=True, wrap=True, label="Captions", buttons=[],
             )  # fmt: skip
+        self.masking.build()
         with gr.Accordion("Contact sheet", open=False):
             self.sheet = gr.Image(
                 label="Contact sheet", interactive=False, format="png", buttons=["fullscreen"]
@@ -87,63 +92,78 @@ class Teach:
         with gr.Row():
             self.check = gr.Button("Look again")
             self.start = gr.Button("Start", variant="primary")
-        self.columns = gr.Markdown("", elem_classes="said")
+        self.how = place()
+        self.columns = place()
         self.map = gr.Image(label="Spectrum map", visible=False, interactive=False, format="png", buttons=[])
         with gr.Accordion("The command line that does the same", open=False) as self.cli_box:
             self.cli = gr.Textbox("", label="Command line", lines=2, elem_classes="cli")
+            self.cli_place = place()
 
     def _connect(self, page: gr.Blocks) -> None:
-        asked = [self.draft, self.name, self.word, self.masks]
+        asked, hidden = [self.draft, self.name, self.word, self.masks], {"show_progress": "hidden"}
         ways = [self.draft, self.masks, self.anew]
-        looked = [self.draft, self.gallery, self.remarks, self.captions, self.sheet]
+        masking = self.masking
+        looked = [
+            self.draft, self.gallery, self.remarks, self.captions, self.sheet, masking.photo, masking.numbers,
+        ]  # fmt: skip
         wanted = [self.name, self.word, self.preset, self.steps, self.rank, self.more]
-        self.upload.upload(self.take, [self.upload, *asked], [*looked, self.upload])
-        self.sample.input(self.take_sample, [self.sample, *asked], [*looked, self.name])
-        self.clear.click(self.start_over, None, [*looked, self.sample])
-        self.check.click(self.look, [self.captions, *asked], looked).then(
-            self.show_columns, wanted, [self.columns, self.map], show_progress="hidden"
-        )
-        self.start.click(
-            self.begin,
-            [self.captions, *ways, *wanted],
-            [self.draft, self.trainings.job, self.remarks],
-        )
-        self.cli_box.expand(self.command, [*ways, *wanted], self.cli, show_progress="hidden")
+        connect(self.upload.upload, self.take, [self.upload, *asked], [*looked, self.upload], self.place)
+        sampled = [*looked, self.name]
+        connect(self.sample.input, self.take_sample, [self.sample, *asked], sampled, self.place)
+        connect(self.clear.click, self.start_over, None, [*looked, self.sample], self.place)
+        given = [self.captions, masking.photo, *asked]
+        checked = connect(self.check.click, self.look, given, looked, self.how)
+        columns = [self.columns, self.map]
+        connect(checked.then, self.show_columns, wanted, columns, self.columns, **hidden)
+        begun = [self.draft, self.trainings.job, self.how]
+        connect(self.start.click, self.begin, [self.captions, *ways, *wanted], begun, self.how)
+        connect(self.cli_box.expand, self.command, [*ways, *wanted], self.cli, self.cli_place, **hidden)
+        # a photo is chosen in the gallery or by its name, shown with its mask, and painted on
+        connect(self.gallery.select, masking.chosen, masking.numbers, masking.photo, masking.place)
+        chosen = [self.draft, masking.photo, self.masks]
+        connect(masking.photo.change, self.show_mask, chosen, masking.canvas, masking.place, **hidden)
+        painted = [masking.photo, masking.canvas, *asked]
+        connect(masking.save.click, self.save_mask, painted, [*looked, masking.place], masking.place)
 
-    @told
     def take(self, files: list[str] | None, id_: str, name: str, word: str, masks: bool) -> list[Any]:
         """Uploaded photos join the draft, and are looked at."""
         id_ = self._draft(id_)
         take_photos(files or [], self.jobs.photos(id_))
         return [*self._looked(id_, name, word, masks), gr.update(value=None)]
 
-    @told
     def take_sample(self, sample: str, id_: str, name: str, word: str, masks: bool) -> list[Any]:
         """Photos of the bundled folder, instead of what was there."""
-        folder = lesson.sample_folder(sample)
         id_ = self.jobs.draft().id
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                target = self.jobs.photos(id_) / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        name = name.strip() or sample
+        lesson.copy_sample(sample, self.jobs.photos(id_))
+        name = name.strip() or lesson.free_name(self.studio.library, sample)
         return [*self._looked(id_, name, word, masks), name]
 
-    @told
-    def look(self, rows: list[list[Any]], id_: str, name: str, word: str, masks: bool) -> list[Any]:
+    def look(
+        self, rows: list[list[Any]], photo: int | None, id_: str, name: str, word: str, masks: bool
+    ) -> list[Any]:
         """Writes the captions and looks at the photos again."""
         if not id_:
             raise InputError(_NO_PHOTOS)
         lesson.write_captions(self._photos_of(id_), name, word, rows)
-        return self._looked(id_, name, word, masks)
+        return self._looked(id_, name, word, masks, photo)
 
-    @staticmethod
-    def start_over() -> list[Any]:
+    def show_mask(self, id_: str, photo: int | None, masks: bool) -> Any:
+        """The chosen photo and its mask, to paint on."""
+        return self.masking.shown(self._photos_of(id_) if id_ else Path(), photo if id_ else None, masks)
+
+    def save_mask(
+        self, photo: int | None, painted: str, id_: str, name: str, word: str, masks: bool
+    ) -> list[Any]:
+        """What is painted becomes the mask of the chosen photo."""
+        if not id_:
+            raise InputError(_NO_PHOTOS)
+        said = write_mask(self._photos_of(id_), photo, painted)
+        return [*self._looked(id_, name, word, masks, photo), status(said)]
+
+    def start_over(self) -> list[Any]:
         """An empty page; the photos on disk are swept later."""
-        return ["", [], _NO_PHOTOS, [], None, None]
+        return ["", [], _NO_PHOTOS, [], None, *self.masking.empty(), None]
 
-    @told
     def show_columns(
         self, name: str, word: str, preset: str, steps: int | None, rank: int | None, more: str
     ) -> list[Any]:
@@ -152,12 +172,11 @@ class Teach:
         settings = outcome.settings()
         said, row = lesson.columns_for(self.studio, name.strip(), settings.rank, settings.start)
         if row is None:
-            return [said, gr.update(visible=False)]
+            return [status(said), gr.update(visible=False)]
         from concepts.spectrum_map import draw_map
 
-        return [said, gr.update(value=draw_map([row]), visible=True)]
+        return [status(said), gr.update(value=draw_map([row]), visible=True)]
 
-    @told
     def begin(
         self, rows: list[list[Any]], id_: str, masks: bool, anew: bool, name: str, word: str, preset: str,
         steps: int | None, rank: int | None, more: str,
@@ -176,9 +195,8 @@ class Teach:
         job = self.jobs.enqueue(job)
         self.jobs.wake()
         choices = self.trainings.labels()
-        return ["", gr.update(choices=choices, value=job.id), f"{plain(job.name)} is in the queue."]
+        return ["", gr.update(choices=choices, value=job.id), status(f"{job.name} is in the queue.")]
 
-    @told
     def command(
         self, id_: str, masks: bool, anew: bool, name: str, word: str, preset: str,
         steps: int | None, rank: int | None, more: str,
@@ -191,12 +209,12 @@ class Teach:
     def _draft(self, id_: str) -> str:
         return id_ if id_ and self.jobs.get(id_).state == "draft" else self.jobs.draft().id
 
-    def _photos_of(self, id_: str) -> Any:
+    def _photos_of(self, id_: str) -> Path:
         if self.jobs.get(id_).state != "draft":
             raise InputError("These photos are in use by a training: start over.")
         return self.jobs.photos(id_)
 
-    def _looked(self, id_: str, name: str, word: str, masks: bool) -> list[Any]:
+    def _looked(self, id_: str, name: str, word: str, masks: bool, photo: int | None = None) -> list[Any]:
         from concepts.sheet import contact_sheet
 
         photos = self._photos_of(id_)
@@ -204,7 +222,8 @@ class Teach:
         said = lesson.remarks(report)
         lines = [f"- {plain(line)}" for line in said[:_MANY]]
         rows = lesson.caption_rows(photos, name, word)
-        return [id_, lesson.pictures(report), "\n".join(lines), rows, contact_sheet(report)]
+        seen = [id_, lesson.pictures(report), "\n".join(lines), rows, contact_sheet(report)]
+        return [*seen, *self.masking.offered(report, photo)]
 
     def _job(
         self, id_: str, masks: bool, anew: bool, name: str, word: str, preset: str,

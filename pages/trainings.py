@@ -1,4 +1,4 @@
-"""The trainings of the library as the page Teach shows them: the queue, how far each is, stop and go on."""
+"""The trainings of the library as the page Teach shows them: the queue, how far each is, pause and go on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import gradio as gr
 
 from pages.curve import curves
 from pages.files import served
-from pages.jobs import Job, Jobs
-from pages.said import told
+from pages.jobs import RESUMABLE, WAITING, Job, Jobs
+from pages.said import connect, place
 from pages.status import status
 from pages.studio import Studio
 from pages.watch import Progress, in_words, progress_of
 
 POLL = 2.0  # seconds
+_ENDING = {"pause": "pausing", "stop": "stopping"}  # while a wish is being granted
 
 
 class Trainings:
@@ -29,10 +30,13 @@ class Trainings:
         self.job = gr.Radio(label="Trainings", choices=[], value=None, interactive=True)
         self.status = gr.HTML(status("No training yet."), elem_classes="said")
         with gr.Row():
-            self.stop = gr.Button("Stop after saving", interactive=False)
-            self.again = gr.Button("Go on", interactive=False)
+            self.pause = gr.Button("Pause", interactive=False, min_width=90)
+            self.again = gr.Button("Go on", interactive=False, min_width=90)
+            self.stop = gr.Button("Stop", interactive=False, min_width=90)
+        with gr.Row():
             self.finish = gr.Button("Keep what it has learned", interactive=False)
             self.forget = gr.Button("Forget", interactive=False)
+        self.place = place()
         self.curve = gr.HTML(curves("Loss", {}))
         self.previews = gr.Gallery(
             label="Previews on the way", columns=2, height="auto", interactive=False, format="png",
@@ -45,21 +49,22 @@ class Trainings:
         asked = [self.job, self.seen]
         watched = [
             self.job, self.status, self.curve, self.previews, self.seen,
-            self.stop, self.again, self.finish, self.forget,
+            self.pause, self.again, self.stop, self.finish, self.forget,
         ]  # fmt: skip
         looking = {"show_progress": "hidden", "queue": False}
-        self.timer.tick(self.watch, asked, watched, **looking)
-        self.job.input(self.watch, asked, watched, trigger_mode="always_last", **looking)
-        page.load(self.watch, asked, watched, **looking)
+        connect(self.timer.tick, self.watch, asked, watched, self.status, **looking)
+        chosen = {**looking, "trigger_mode": "always_last"}
+        connect(self.job.input, self.watch, asked, watched, self.status, **chosen)
+        connect(page.load, self.watch, asked, watched, self.status, **looking)
         for button, act in (
-            (self.stop, self.stop_job),
+            (self.pause, self.pause_job),
             (self.again, self.go_on),
+            (self.stop, self.stop_job),
             (self.finish, self.keep),
             (self.forget, self.drop),
         ):
-            button.click(act, asked, watched)
+            connect(button.click, act, asked, watched, self.place)
 
-    @told
     def watch(self, id_: str | None, seen: list[Any]) -> list[Any]:
         """How the chosen training stands, or the one under way if none is chosen.
 
@@ -83,25 +88,26 @@ class Trainings:
         how = status(told_of(job, progress), progress.step, progress.steps, wrong=job.state == "failed")
         return [radio, how, curves("Loss and previews", lines), previews, [labels, shown], *_buttons(job)]
 
-    @told
+    def pause_job(self, id_: str, seen: list[Any]) -> list[Any]:
+        """Asks a training to pause after saving; the next one may start meanwhile."""
+        self.jobs.pause(id_)
+        return self.watch(id_, seen)
+
     def stop_job(self, id_: str, seen: list[Any]) -> list[Any]:
         """Asks a training to stop after saving, or takes it out of the queue."""
         self.jobs.stop(id_)
         return self.watch(id_, seen)
 
-    @told
     def go_on(self, id_: str, seen: list[Any]) -> list[Any]:
-        """Goes on where a training was stopped."""
+        """Goes on where a training was paused or stopped."""
         self.jobs.again(id_)
         return self.watch(id_, seen)
 
-    @told
     def keep(self, id_: str, seen: list[Any]) -> list[Any]:
         """Makes the concept of the last checkpoint."""
         self.jobs.again(id_, finish=True)
         return self.watch(id_, seen)
 
-    @told
     def drop(self, id_: str, seen: list[Any]) -> list[Any]:
         """Takes a training that is over off the list; its concept stays, its photos go."""
         self.jobs.forget(id_)
@@ -118,24 +124,22 @@ def told_of(job: Job, progress: Progress) -> str:
         return f"{job.name} waits in the queue."
     if job.state == "failed":
         return f"{job.name} was not taught: {job.error}"
-    at = f"step {progress.step} of {progress.steps}"
-    if job.state == "stopped":
-        return f"{job.name} is stopped" + (
-            f" at {at}; it can go on." if progress.steps else " before its first step."
-        )
+    at = f"step {progress.step} of {progress.steps}" if progress.steps else ""
+    if job.state in ("paused", "stopped"):
+        return f"{job.name} is {job.state} " + (f"at {at}; it can go on." if at else "before its first step.")
     if job.state == "done":
         return f"{job.name} is taught: write <{job.name}> in prompts."
-    if job.stop:
-        return f"{job.name}: stopping after {at}…"
-    if not progress.steps:
+    if job.wish:
+        return f"{job.name}: {_ENDING[job.wish]} after {at or 'what it is preparing'}…"
+    if not at:
         return f"{job.name}: preparing (the base, its spectrum, what it answers without the concept)…"
     left = f", {in_words(progress.seconds_left)} left" if progress.seconds_left is not None else ""
     return f"{job.name}: {at}{left}."
 
 
 def _buttons(job: Job | None) -> list[Any]:
-    """Stop, go on, keep, forget: what makes sense now."""
+    """Pause, go on, stop, keep, forget: what makes sense now."""
     state = job.state if job else ""
-    over = state in ("stopped", "failed")
-    usable = (state in ("queued", "running"), over, over, over or state == "done")
+    under_way, over = state in WAITING, state in RESUMABLE
+    usable = (under_way, over, under_way or state == "paused", over, over or state == "done")
     return [gr.update(interactive=yes) for yes in usable]

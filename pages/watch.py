@@ -43,7 +43,7 @@ def progress_of(library: Path, job: Job) -> Progress:
     return Progress(
         step=step,
         steps=steps,
-        seconds_left=_left(done, steps) if job.state == "running" else None,
+        seconds_left=_left(_sitting(lines), steps) if job.state == "running" else None,
         losses=_curve(done, "loss"),
         identity=_curve(seen, "identity"),
         text=_curve(seen, "text"),
@@ -82,8 +82,14 @@ def _curve(lines: list[dict[str, Any]], key: str) -> tuple[tuple[int, float], ..
     return tuple((int(line["step"]), float(line[key])) for line in lines if key in line and "step" in line)
 
 
+def _sitting(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps since the training was started or went on: a pause is no slow step."""
+    began = max((i for i, line in enumerate(lines) if line.get("event") in ("start", "resume")), default=0)
+    return [line for line in lines[began:] if "event" not in line]
+
+
 def _left(done: list[dict[str, Any]], steps: int) -> float | None:
-    """Seconds to the last step at the pace of the latest ones, of this sitting only."""
+    """Seconds to the last step at the pace of the latest ones of `done`."""
     latest = [line for line in done[-RECENT:] if "time" in line]
     if len(latest) < 2 or not steps:
         return None

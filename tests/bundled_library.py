@@ -1,6 +1,8 @@
 """A library on the bundled base of three concepts that nobody trained, with photos as if somebody had."""
 
+import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 
@@ -37,3 +39,12 @@ def fill(library, drafts):
     duo = fuse(open_concepts(["rex", "mia"], library))
     (library / "fused").mkdir()
     duo.save(library / "fused" / "duo.safetensors")
+
+
+def ended(library):
+    """Ends whatever a failed test left under way, which would go on for days."""
+    jobs = Jobs(library)
+    for job in jobs.all():
+        jobs.stop(job.id)
+        if job.state == "running" and job.pid not in (None, os.getpid()):
+            os.kill(job.pid, signal.SIGKILL)

@@ -147,6 +147,31 @@ def library(taught, tmp_path) -> Path:
     return Path(shutil.copytree(taught.library, tmp_path / "library", ignore=ignored))
 
 
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory) -> None:
+    """A page's own folder of uploads and served files."""
+    from drawn_pages import served_from
+
+    with served_from(tmp_path_factory.mktemp("uploads")):
+        yield
+
+
+@pytest.fixture
+def studio(base, base_folder, library, tmp_path, uploads):
+    """What all pages share, on the tiny base and `library`."""
+    from drawn_pages import studio_on
+
+    return studio_on(base, base_folder, library, tmp_path / "out")
+
+
+@pytest.fixture
+def generate(studio):
+    """The page Generate, laid out."""
+    from drawn_pages import generate_on
+
+    return generate_on(studio)
+
+
 def random_concept(base, name, start, form="additive", seed=0, rank=3):
     """A concept of large random numbers on every layer of the base, without training."""
     import torch
@@ -201,3 +226,50 @@ def pristine(base):
     yield base
     assert same(before[0], weights_of(base))
     assert before[1:] == (modules(), rest())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where a server lives: a library of three concepts on the bundled base, of which nothing was taught here."""
+    from bundled_library import ended, fill
+
+    home = tmp_path_factory.mktemp("browser")
+    fill(home / "library", home / "drafts")
+    yield home
+    ended(home / "library")
+
+
+@pytest.fixture(scope="module")
+def url(home):
+    """The address of a server of its own."""
+    from tools.browser import served
+
+    with served(home / "library", home / "out") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    """A browser."""
+    from tools.browser import browsing
+
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visiting(chrome, request):
+    """`with visiting(**profile) as visit`: a profile of its own, in order to the end; what failed is pictured."""
+    from looked_at import visited
+
+    def visiting(address=None, **profile):
+        return visited(chrome, address or request.getfixturevalue("url"), request.node.name, **profile)
+
+    return visiting
+
+
+@pytest.fixture
+def visit(visiting):
+    """One visit in order to the end."""
+    with visiting() as one:
+        yield one

@@ -1,85 +1,17 @@
-"""The web page in a real browser, on the bundled base: taught, fused, measured, drawn, stopped, and read.
+"""The web page in a real browser, on the bundled base: fused, measured, drawn, and every mistake read.
 
 Every visit ends with the same question: no complaint in the console, and nobody asked but our own server.
 """
 
-import os
 import re
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from looked_at import IN_A_BROWSER, brush, expect, told
 
-from tools.browser import MISSING, PAGES, Visit, browsing, choose, chromium, sample, served, slide, unfold
+from tools.browser import PAGES, choose, slide, unfold
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-pytestmark = [
-    pytest.mark.skipif(chromium() is None, reason=MISSING),
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-]
-SECONDS = float(os.environ.get("BROWSER_SECONDS", "300"))  # for what takes a few where nothing else runs
-PICTURED = Path("outputs/browser")
-QUICK = "previews = 1\nbatch = 1\ncrops = 2\nprior_weight = 0\nclass_weight = 0\nsave_every = 1"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A library of three concepts, of which nothing was taught here."""
-    from bundled_library import fill
-
-    home = tmp_path_factory.mktemp("browser")
-    fill(home / "library", home / "drafts")
-    return home
-
-
-@pytest.fixture(scope="module")
-def url(home):
-    with served(home / "library", home / "out") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visiting(chrome, url, request):
-    """`with visiting(**profile) as visit`: a browser of its own, in order to the end; what failed is pictured."""
-
-    @contextmanager
-    def visiting(**profile):
-        visit = Visit(chrome, url, SECONDS, **profile)
-        try:
-            yield visit
-        except BaseException:
-            PICTURED.mkdir(parents=True, exist_ok=True)
-            visit.page.screenshot(path=PICTURED / f"{request.node.name}.png", full_page=True)
-            raise
-        finally:
-            visit.close()
-        assert visit.wrong == []
-
-    return visiting
-
-
-@pytest.fixture
-def visit(visiting):
-    with visiting() as one:
-        yield one
-
-
-def expect(locator):
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=1000 * SECONDS)
-    return expect(locator)
-
-
-def status(panel):
-    return panel.locator("[role=status], [role=alert]").first
+pytestmark = IN_A_BROWSER
 
 
 def ask(panel, prompt="a photo of a dog", steps=2, count=1, file="the bare base"):
@@ -98,48 +30,6 @@ def recalled(home):
     from spectral_diffusion.metadata import recall
 
     return recall(pictures(home)[-1])
-
-
-def test_a_concept_is_taught_from_photos_while_the_page_is_closed_and_opened_again(visiting):
-    with visiting() as visit:
-        panel = visit.go("Teach")
-        panel.locator("input[type=file]").first.set_input_files(sample("dot"))
-        expect(panel.get_by_text("1.png, 128 × 128").first).to_be_visible()
-        panel.get_by_role("textbox", name=re.compile("^Name")).fill("dot")
-        panel.get_by_role("textbox", name=re.compile("^Class")).fill("dog")
-        panel.get_by_role("spinbutton", name=re.compile("^Steps")).fill("3")
-        unfold(panel, "More settings")
-        panel.get_by_label(re.compile("One a line")).fill(QUICK)
-        panel.get_by_role("button", name="Start", exact=True).click()
-        expect(panel.get_by_text("dot is in the queue")).to_be_visible()
-        expect(panel.get_by_role("radio", name="dot: running")).to_be_visible()
-    with visiting() as visit:  # it went on without us
-        panel = visit.go("Teach")
-        expect(status(panel)).to_contain_text("dot is taught")
-        expect(panel.locator("svg.curve")).to_be_visible()
-        expect(
-            panel.get_by_alt_text(re.compile("step-")).or_(panel.locator(".grid-wrap img")).first
-        ).to_be_visible()
-        concepts = visit.go("Concepts")
-        expect(concepts.get_by_text("<dot>, dog, columns 6..")).to_be_visible()
-        choose(visit.go("Generate"), "Draw with", "<dot> dog")
-        expect(visit.page.get_by_role("button", name="<dot>", exact=True)).to_be_visible()
-
-
-def test_a_training_is_stopped_and_can_go_on_later(visit):
-    panel = visit.go("Teach")
-    choose(panel, "Sample photos", "bolt")
-    expect(panel.get_by_text("1.png, 128 × 128").first).to_be_visible()
-    panel.get_by_role("textbox", name=re.compile("^Class")).fill("dog")
-    panel.get_by_role("spinbutton", name=re.compile("^Steps")).fill("100000")
-    unfold(panel, "More settings")
-    panel.get_by_label(re.compile("One a line")).fill(QUICK.replace("previews = 1", "previews = 0"))
-    panel.get_by_role("button", name="Start", exact=True).click()
-    expect(status(panel)).to_contain_text(re.compile(r"bolt: step [1-9]"))
-    panel.get_by_role("button", name="Stop after saving").click()
-    expect(status(panel)).to_contain_text(re.compile(r"bolt is stopped at step \d+ of 100000"))
-    panel.get_by_role("button", name="Forget").click()
-    expect(panel.get_by_role("radio", name="bolt: ")).to_have_count(0)
 
 
 def test_three_are_fused_and_what_each_keeps_is_read(visit, home):
@@ -172,15 +62,9 @@ def test_two_regions_are_drawn_and_the_picture_gives_its_settings_back(visit, ho
     unfold(panel, "Regions")
     regions = panel.get_by_label("One region a line, place: prompt")
     regions.fill("left: a photo of <rex>\norange: a photo of <mia>")
-    canvas = panel.locator("canvas")
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    visit.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.3 * box["height"])
-    visit.page.mouse.down()
-    visit.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"], steps=5)
-    visit.page.mouse.up()
+    brush(panel.locator("canvas"), (0.7, 0.3), (0.7, 0.7))
     panel.get_by_role("button", name="Draw (Ctrl+Enter)").click()
-    expect(status(panel)).to_have_text("Done.")
+    expect(told(panel, "Done.")).to_be_visible()
 
     left, painted = recalled(home).request.regions
     assert left.box == (0, 0, 0.5, 1) and painted.prompt == "a photo of <mia>"
@@ -209,10 +93,10 @@ def test_keys_draw_and_interrupt_and_a_drawing_can_go_on_until_then(visit, home)
     expect(panel.locator(".grid-wrap img").nth(2)).to_be_visible()  # more than the one that was asked for
     panel.get_by_role("button", name="Skip", exact=True).click()
     visit.page.keyboard.press("Escape")
-    expect(status(panel)).to_have_text("Interrupted.")
+    expect(told(panel, "Interrupted.")).to_be_visible()
     assert len(pictures(home)) >= before + 3
     visit.page.keyboard.press("Escape")
-    expect(status(panel)).to_have_text("Nothing is being drawn.")
+    expect(told(panel, "Nothing is being drawn.")).to_be_visible()
 
 
 def test_two_browsers_draw_in_turns_and_see_only_their_own(visiting):
@@ -224,53 +108,57 @@ def test_two_browsers_draw_in_turns_and_see_only_their_own(visiting):
         first.get_by_role("button", name="Draw (Ctrl+Enter)").click()
         expect(first.locator(".grid-wrap img").first).to_be_visible()
         second.get_by_role("button", name="Draw (Ctrl+Enter)").click()
-        expect(status(second)).to_have_text("Done.")  # although the other one never ends
+        expect(told(second, "Done.")).to_be_visible()  # although the other one never ends
         expect(second.get_by_label("Thumbnail 1 of 1").first).to_be_visible()
-        expect(status(first)).to_contain_text("until it is interrupted")
+        expect(told(first, "until it is interrupted")).to_be_visible()
         second.get_by_role("button", name="Interrupt (Esc)").click()
-        expect(status(second)).to_have_text("Nothing is being drawn.")  # not the other one's
+        expect(told(second, "Nothing is being drawn.")).to_be_visible()  # not the other one's
         first.get_by_role("button", name="Interrupt (Esc)").click()
-        expect(status(first)).to_have_text("Interrupted.")
+        expect(told(first, "Interrupted.")).to_be_visible()
         expect(first.get_by_label("Prompt", exact=True)).to_have_value("a red ball")
 
 
-def test_every_mistake_is_one_sentence_on_the_page(visit):
-    page = visit.page
-
-    def toast(panel, button, said):
-        panel.get_by_role("button", name=button, exact=True).click()
-        told = page.locator("[role=alert], .toast-body").filter(has_text=re.compile(said))
-        expect(told.first).to_be_visible()
+def test_every_mistake_is_one_sentence_beside_the_button(visit):
+    def wrong(panel, button, said):
+        pressed = panel.get_by_role("button", name=button, exact=True)
+        pressed.click()
+        line = panel.get_by_role("alert").filter(has_text=re.compile(said))
+        expect(line).to_be_visible()
+        above, below = pressed.bounding_box(), line.bounding_box()
+        assert 0 < below["y"] - above["y"] < 150, (button, above, below)
+        assert visit.page.locator(".toast-body").count() == 0
 
     panel = visit.go("Generate")
     ask(panel, "a photo of <nobody>")
-    toast(panel, "Draw (Ctrl+Enter)", "nobody")
+    wrong(panel, "Draw (Ctrl+Enter)", "nobody")
     ask(panel, "a photo of a dog")
     unfold(panel, "Regions")
     panel.get_by_label("One region a line, place: prompt").fill("somewhere: a dog")
-    toast(panel, "Draw (Ctrl+Enter)", "There is no place")
+    wrong(panel, "Draw (Ctrl+Enter)", "There is no place")
     panel.get_by_label("One region a line, place: prompt").fill("blue: a dog")
-    toast(panel, "Draw (Ctrl+Enter)", "Nothing is painted in blue")
+    wrong(panel, "Draw (Ctrl+Enter)", "Nothing is painted in blue")
 
     panel = visit.go("Teach")
     panel.get_by_role("textbox", name=re.compile("^Name")).fill("Not a name!")
     panel.get_by_role("textbox", name=re.compile("^Class")).fill("dog")
-    toast(panel, "Start", "cannot name")
+    wrong(panel, "Start", "cannot name")
     panel.get_by_role("textbox", name=re.compile("^Name")).fill("spot")
-    toast(panel, "Start", "Drop five or more photos")
+    wrong(panel, "Start", "Drop five or more photos")
 
     panel = visit.go("Concepts")
     choose(panel, "Concept", "rex")
-    toast(panel, "Remove", "Tick that you mean it")
+    wrong(panel, "Remove", "Tick that you mean it")
     panel.get_by_label("New name").fill("mia")
-    toast(panel, "Rename", "already")
+    wrong(panel, "Rename", "already")
 
     panel = visit.go("Fuse")
-    toast(panel, "Fuse", "cannot name")
+    wrong(panel, "Fuse", "cannot name")
+    panel.get_by_label("Name of the fused file").fill("trio2")
+    wrong(panel, "Fuse", "Tick two or more")
     panel = visit.go("Tables")
     panel.get_by_label(re.compile("Jobs as TOML")).fill("[[job]\nnot toml")
-    toast(panel, "Draw the table", "TOML")
-    assert "Traceback" not in page.content()
+    wrong(panel, "Draw the table", "TOML")
+    assert "Traceback" not in visit.page.content()
 
 
 def test_dark_and_narrow_pages_fit_and_every_field_has_a_name(visiting):

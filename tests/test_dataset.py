@@ -6,41 +6,13 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
-from refusal import one_sentence
+from photo_files import BLUE, RED, UPRIGHT, halves, mask_on_the_right, near, one, read, refused
+from PIL import Image
 
 from concepts import pictures
 from concepts.captions import TEMPLATES
-from concepts.dataset import DETAIL, ReadOptions, read_folder
+from concepts.dataset import DETAIL, ReadOptions
 from spectral_diffusion.errors import InputError
-
-RED, BLUE = (200, 30, 30), (30, 30, 200)
-UPRIGHT = 6  # EXIF: rotate by 90° clockwise to show
-
-
-def halves(width=80, height=60, mode="RGB"):
-    """Left half red, right half blue."""
-    image = Image.new("RGB", (width, height), RED)
-    ImageDraw.Draw(image).rectangle((width // 2, 0, width, height), fill=BLUE)
-    return image.quantize(8) if mode == "P" else image.convert(mode)
-
-
-def read(folder, size=32, **options):
-    return read_folder(folder, "rex", size, **options)
-
-
-def one(folder, **options):
-    (example,), _ = read(folder, **options)
-    return example
-
-
-def near(pixel, colour, by=12):
-    return all(abs(a - b) <= by for a, b in zip(pixel, colour, strict=True))
-
-
-def refused(folder, *said):
-    with one_sentence(*said, error=InputError):
-        read(folder)
 
 
 def test_a_plain_folder_gives_sorted_square_rgb_examples(tmp_path):
@@ -155,61 +127,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert one(tmp_path).image.getpixel((16, 16)) == (127, 127, 127)
 
 
-def test_a_transparent_png_lies_on_white_and_its_alpha_is_the_mask(tmp_path):
-    image = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
-    ImageDraw.Draw(image).rectangle((20, 20, 39, 39), fill=(*RED, 255))
-    image.save(tmp_path / "a.png")
-    example = one(tmp_path, size=60)
-    assert example.image.getpixel((2, 2)) == (255, 255, 255)
-    assert example.image.getpixel((30, 30)) == RED
-    assert (example.mask.mode, example.mask.size) == ("L", (60, 60))
-    assert (example.mask.getpixel((2, 2)), example.mask.getpixel((30, 30))) == (0, 255)
-
-
-def test_a_palette_with_transparency_is_masked_too(tmp_path):
-    image = halves(60, 60, "P")
-    image.info["transparency"] = image.getpixel((50, 30))
-    image.save(tmp_path / "a.png", transparency=image.getpixel((50, 30)))
-    example = one(tmp_path, size=60)
-    assert example.image.getpixel((50, 30)) == (255, 255, 255)
-    assert (example.mask.getpixel((10, 30)), example.mask.getpixel((50, 30))) == (255, 0)
-
-
-def test_opaque_alpha_is_no_mask_and_full_transparency_is_refused(tmp_path):
-    halves(mode="RGBA").save(tmp_path / "a.png")
-    assert one(tmp_path).mask is None
-    Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(tmp_path / "a.png")
-    refused(tmp_path, "a.png", "empty")
-
-
-def mask_on_the_right(size=(80, 60)):
-    mask = Image.new("L", size)
-    ImageDraw.Draw(mask).rectangle((size[0] * 3 // 4, 0, *size), fill=255)
-    return mask
-
-
-@pytest.mark.parametrize("where", ["mask", "masks"])
-def test_a_mask_beside_the_picture_pulls_the_crop(tmp_path, where):
-    halves(90, 30).save(tmp_path / "a.jpg")
-    assert near(one(tmp_path).image.getpixel((4, 16)), RED, by=40)
-    (tmp_path / where).mkdir()
-    mask_on_the_right((90, 30)).save(tmp_path / where / "a.png")
-    example = one(tmp_path)
-    assert near(example.image.getpixel((4, 16)), BLUE, by=40)
-    assert (example.mask.getpixel((2, 16)), example.mask.getpixel((30, 16))) == (0, 255)
-
-
-def test_a_mask_of_another_size_is_scaled_and_of_another_shape_refused(tmp_path):
-    halves(800, 600).save(tmp_path / "a.png")
-    (tmp_path / "mask").mkdir()
-    mask_on_the_right((80, 60)).save(tmp_path / "mask" / "a.png")
-    assert one(tmp_path).mask.getpixel((30, 16)) == 255
-    mask_on_the_right((60, 80)).save(tmp_path / "mask" / "a.png")
-    refused(tmp_path, "mask", "a.png is 60 × 80", "another shape")
-    Image.new("L", (80, 60)).save(tmp_path / "mask" / "a.png")
-    refused(tmp_path, "a.png", "empty")
-
-
 @pytest.mark.parametrize("given", [".", "image"])
 def test_the_layout_of_mix_of_show_is_read(tmp_path, given):
     for part in ("image", "caption", "mask"):
@@ -284,50 +201,6 @@ def test_detail_has_more_pixels_where_the_file_has_them(tmp_path):
     with_detail, without = read(tmp_path).examples
     assert with_detail.detail.size == (round(32 * DETAIL),) * 2
     assert without.detail is None
-
-
-@pytest.mark.parametrize(("at", "told"), [((0, 20), "cuts off 50%"), ((60, 80), None)])
-def test_a_subject_that_the_crop_cuts_is_told(tmp_path, at, told):
-    image = Image.new("RGB", (160, 40), "white")
-    image.paste(RED, (at[0], 10, at[1], 30))
-    image.paste(RED, (80, 10, 100, 30))
-    image.save(tmp_path / "a.png")  # no mask: the background tells the subject
-    image.save(tmp_path / "b.png")
-    notes = read(tmp_path).warnings
-    assert [told in note for note in notes] == [True, True] if told else notes == []
-
-
-def test_masks_are_made_where_they_can_be_and_told_where_not(tmp_path):
-    halves(mode="RGBA").save(tmp_path / "a.png")
-    halves().save(tmp_path / "b.png")
-
-    def make(image):
-        return mask_on_the_right(image.size) if image.getpixel((0, 0))[0] > 150 else None
-
-    Image.new("RGB", (40, 40), BLUE).save(tmp_path / "c.png")
-    examples, notes = read(tmp_path, options=ReadOptions(make_mask=make))
-    assert [e.mask_from for e in examples] == ["made", "made", None]
-    assert examples[0].mask.getpixel((30, 16)) == 255
-    assert notes == [
-        "c.png: no mask could be made, all of the picture counts.",
-        "1 of 3 pictures have no mask: c.png.",
-    ]
-
-
-def test_masks_grow_and_soften_in_pixels_of_the_example(tmp_path):
-    halves(80, 80).save(tmp_path / "a.png")
-    (tmp_path / "mask").mkdir()
-    mask = Image.new("L", (80, 80))
-    mask.paste(255, (0, 0, 40, 80))
-    mask.save(tmp_path / "mask" / "a.png")
-
-    def row(**options):
-        mask = one(tmp_path, size=40, options=ReadOptions(**options)).mask
-        return [mask.getpixel((x, 20)) for x in range(40)]
-
-    assert row()[18] == 255 and row()[22] == 0
-    assert row(grow=6)[24] == 255 and row(grow=6)[28] == 0
-    assert 0 < row(grow=6, feather=6)[28] < 255
 
 
 def test_the_crop_is_told_in_pixels_of_the_upright_file(tmp_path):

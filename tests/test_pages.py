@@ -5,27 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import pictures
-from drawn_pages import draw, free, generate_on, served_from, studio_on, visitor
+from drawn_pages import draw, free, visitor
 from PIL import Image
+from refusal import one_sentence
 
 import app
 from spectral_diffusion.errors import InputError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uploads(tmp_path_factory):
-    with served_from(tmp_path_factory.mktemp("uploads")):
-        yield
-
-
-@pytest.fixture
-def studio(base, base_folder, library, tmp_path):
-    return studio_on(base, base_folder, library, tmp_path / "out")
-
-
-@pytest.fixture
-def generate(studio):
-    return generate_on(studio)
 
 
 def test_choices_are_ids_of_concepts_and_fused_files(studio):
@@ -45,16 +30,16 @@ def test_concepts_are_shown_renamed_exported_and_removed(studio):
     from pages.concepts_page import Concepts
 
     page = Concepts(studio)
-    names, cards, drawn, words, summary, choice = page.refresh()
+    names, cards, drawn, words, summary, choice, samples = page.refresh()
     assert names == ["rex", "mia"] and "identity" not in cards[1][1] and "columns 2..3" in cards[1][1]
     assert drawn.size[0] > 100 and "rex" in words and "columns taken" in summary
-    assert choice["value"] == "rex"
+    assert choice["value"] == "rex" and not samples["visible"]
     assert page.choose(SimpleNamespace(index=1), names) == "mia"
     assert "columns   2..3" in page.show("mia")
     assert page.rename_it("rex", "max")[0] == ["max", "mia"]
     exported = page.export_it("max", "kohya")["value"]
     assert [name.rsplit("/")[-1] for name in exported] == ["max-kohya.safetensors"]
-    with pytest.warns(UserWarning, match="Tick that you mean it"):
+    with one_sentence("Tick that you mean it"):
         page.remove_it("max", False)
     assert page.remove_it("max", True)[0] == ["mia"]
 
@@ -98,9 +83,9 @@ def test_a_fusion_is_made_shown_measured_from_its_weights_and_drawn_with(studio,
     _, report = Measure(studio).judge_weights("fused:duo")
     assert 'sandbox=""' in report and "<script" not in report
     assert draw(generate, "fused:duo", prompt="a <rex> and <mia>")[-1][2]
-    with pytest.warns(UserWarning, match="already"):
+    with one_sentence("already"):
         page.fuse(["rex"], "spectral", "", "duo", *[1.0] * 12)
-    with pytest.warns(UserWarning, match="cannot name"):
+    with one_sentence("cannot name"):
         page.fuse(["rex"], "spectral", "", "../duo", *[1.0] * 12)
 
 
@@ -114,15 +99,16 @@ def test_a_fusion_is_baked_and_its_methods_compared_only_with_photos(studio, bas
     assert "diffusers folder" in page.bake_it("fused:one")
     baked = load_base(str(studio.library / "baked" / "one"))
     assert baked.size == base.size and baked.fingerprint != base.fingerprint
-    with pytest.warns(UserWarning, match="exists"):
+    with one_sentence("exists"):
         page.bake_it("fused:one")
 
-    told = list(Comparison(studio).compare(visitor(), ["rex", "mia"], [], "1", 1, 5))[-1][0]
-    assert 'role="alert"' in told and "no photos of" in told
-    told = list(Comparison(studio).compare(visitor(), ["rex"], [], "1", 1, 5))[-1][0]
-    assert "Tick two or more" in told
-    told = list(Comparison(studio).compare(visitor(), ["rex", "mia"], [], "much", 1, 5))[-1][0]
-    assert "no list of numbers" in told and free(studio)
+    for names, strengths, said in (
+        (["rex", "mia"], "1", "no photos of"), (["rex"], "1", "Tick two or more"),
+        (["rex", "mia"], "much", "no list of numbers"),
+    ):  # fmt: skip
+        with one_sentence(said):
+            list(Comparison(studio).compare(visitor(), names, [], strengths, 1, 5))
+        assert free(studio)
 
 
 def test_teaching_looks_at_the_photos_writes_captions_and_queues(studio, tmp_path):
@@ -133,11 +119,11 @@ def test_teaching_looks_at_the_photos_writes_captions_and_queues(studio, tmp_pat
     pictures()[0].save(blob, "PNG")
     photo = tmp_path / "photo.png"
     photo.write_bytes(blob.getvalue())
-    id_, gallery, said, rows, sheet, _ = page.take([str(photo)], "", "spot", "dog", False)
+    id_, gallery, said, rows, sheet, *_ = page.take([str(photo)], "", "spot", "dog", False)
     assert len(gallery) == 1 and isinstance(sheet, Image.Image) and rows == [["photo.png", ""]]
     assert "no masks" in said
 
-    page.look([["../../evil.png", "a <spot> sitting"]], id_, "spot", "dog", False)
+    page.look([["../../evil.png", "a <spot> sitting"]], None, id_, "spot", "dog", False)
     assert (page.jobs.photos(id_) / "photo.txt").read_text() == "a <spot> sitting\n"
     assert not list(tmp_path.rglob("evil*"))
     columns, shown = page.show_columns("spot", "dog", "", None, 2, "")
@@ -169,7 +155,7 @@ def test_what_cannot_be_taught_is_one_sentence(studio, photo_folder, changes, sa
     files = [str(path) for path in photo_folder.glob("*.png")]
     id_ = page.take(files, "", "spot", "dog", False)[0]
     facts = {"name": "spot", "word": "dog", "preset": "", "steps": None, "rank": None, "more": "", **changes}
-    with pytest.warns(UserWarning, match=said):
+    with one_sentence(said):
         page.begin([], id_, False, False, *facts.values())
     assert page.jobs.all() == []
 
@@ -181,7 +167,7 @@ def test_the_base_is_taken_by_its_id_only(studio, base_folder):
     assert "64 × 64" in page.tell()
     assert any("diffusers folder" in row[1] for row in page.inspect(base_folder.name))
     for foreign in ("/etc", "..", str(base_folder)):
-        with pytest.warns(UserWarning, match="no such base|no base"):
+        with pytest.raises(InputError, match=r"no such base|no base"):
             page.take(foreign)
     assert studio.ready is not None
 

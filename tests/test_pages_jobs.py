@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
+from bundled_library import ended
 
 from pages.commands import train_command
 from pages.jobs import Jobs
@@ -23,9 +23,7 @@ TINY = {"steps": 2, "batch": 2, "crops": 2, "rank": 2, "previews": 1, "warmup": 
 def jobs(tmp_path):
     jobs = Jobs(tmp_path / "library")
     yield jobs
-    for job in jobs.all():  # what a failed test left running would go on for days
-        if job.state == "running" and job.pid not in (None, os.getpid()):
-            os.kill(job.pid, signal.SIGKILL)
+    ended(jobs.library)
 
 
 def draft(jobs, name="rex", **facts):
@@ -50,7 +48,7 @@ def test_drafts_are_not_listed_and_old_ones_are_swept(jobs):
     "id_", ["", "..", "../../etc", "0" * 11, "0" * 12, "g" * 12, None, 7, "0" * 12 + "\n"]
 )
 def test_a_foreign_id_is_refused(jobs, id_):
-    for act in (jobs.get, jobs.stop, jobs.forget, jobs.again):
+    for act in (jobs.get, jobs.stop, jobs.pause, jobs.forget, jobs.again):
         with pytest.raises(InputError, match="no such training"):
             act(id_)
 
@@ -66,10 +64,53 @@ def test_the_queue_is_in_the_order_of_asking(jobs):
     assert jobs.next().id == second.id
 
 
+def test_a_paused_training_lets_the_next_one_start_and_keeps_its_place(jobs):
+    first, second, third = (jobs.enqueue(draft(jobs, name)) for name in ("rex", "mia", "dot"))
+    jobs.pause(first.id)
+    assert jobs.get(first.id).state == "paused" and jobs.next().id == second.id
+    jobs.change(second.id, state="running")
+    jobs.again(first.id)
+    assert jobs.next().id == first.id  # before the third, which came later
+    jobs.stop(first.id)
+    jobs.again(first.id)
+    assert jobs.next().id == third.id  # a stopped one has lost its place
+
+
+def test_a_paused_training_can_be_stopped_kept_or_forgotten(jobs):
+    job = jobs.enqueue(draft(jobs))
+    jobs.pause(job.id)
+    with pytest.raises(InputError, match="rex is paused already"):
+        jobs.enqueue(draft(jobs))  # its checkpoint would be lost
+    jobs.stop(job.id)
+    assert jobs.get(job.id).state == "stopped"
+    assert jobs.again(job.id, finish=True).finish
+    jobs.pause(job.id)
+    jobs.forget(job.id)
+    assert jobs.all() == []
+
+
+def test_a_queue_of_paused_trainings_keeps_no_runner_busy(jobs):
+    job = jobs.enqueue(draft(jobs, base="nowhere"))
+    jobs.pause(job.id)
+    jobs.wake()
+    assert not (jobs.folder / "runner.txt").exists() and jobs.get(job.id).state == "paused"
+
+
+@pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("stop", "stopped"), ("", "stopped")])
+def test_what_was_asked_for_is_remembered_when_the_runner_dies(jobs, wish, state):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    job = jobs.enqueue(draft(jobs))
+    jobs.change(job.id, state="running", pid=process.pid, started=time.time(), wish=wish)
+    run_all(jobs)
+    assert jobs.get(job.id).state == state and jobs.get(job.id).wish == ""
+
+
 def test_one_name_is_taught_once_at_a_time(jobs):
-    jobs.enqueue(draft(jobs))
-    with pytest.raises(InputError, match="already"):
-        jobs.enqueue(draft(jobs))
+    job = jobs.enqueue(draft(jobs))
+    for again in (draft(jobs), job):
+        with pytest.raises(InputError, match="already"):
+            jobs.enqueue(again)
 
 
 def test_a_name_that_is_none_never_gets_into_a_command(jobs):
@@ -118,15 +159,6 @@ def test_settings_come_through_the_command_as_they_went_in(jobs, tmp_path):
     assert assignments(given) == options
 
 
-def test_a_training_that_died_with_its_runner_is_told_as_stopped(jobs):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    job = jobs.enqueue(draft(jobs))
-    jobs.change(job.id, state="running", pid=process.pid, started=time.time())
-    run_all(jobs)
-    assert jobs.get(job.id).state == "stopped"
-
-
 def test_a_process_of_the_same_number_is_not_waited_for(jobs):
     job = jobs.enqueue(draft(jobs))
     jobs.change(job.id, state="running", pid=os.getpid(), started=time.time())
@@ -164,13 +196,21 @@ def wait_for(jobs, id_, done, seconds=500):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_training_outlives_its_page_stops_when_asked_and_can_be_kept(jobs, base_folder, photo_folder):
+def test_a_training_outlives_its_page_pauses_goes_on_stops_and_can_be_kept(jobs, base_folder, photo_folder):
     job = draft(jobs, base=str(base_folder), options={**TINY, "steps": 100_000, "save_every": 1})
     shutil.copytree(photo_folder, jobs.photos(job.id), dirs_exist_ok=True)
     jobs.enqueue(job)
     jobs.wake()
     wait_for(jobs, job.id, lambda now: progress_of(jobs.library, now).step >= 2 or now.state == "failed")
-    Jobs(jobs.library).stop(job.id)  # another page, another server
+    Jobs(jobs.library).pause(job.id)  # another page, another server
+    paused = wait_for(jobs, job.id, lambda now: now.state != "running")
+    assert paused.state == "paused", paused
+    at = progress_of(jobs.library, paused).step
+    jobs.again(job.id)
+    jobs.wake()
+    wait_for(jobs, job.id, lambda now: progress_of(jobs.library, now).step > at or now.state == "failed")
+    assert progress_of(jobs.library, job).losses[:at] == progress_of(jobs.library, paused).losses[:at]
+    jobs.stop(job.id)
     stopped = wait_for(jobs, job.id, lambda now: now.state != "running")
     assert stopped.state == "stopped", stopped
     assert progress_of(jobs.library, stopped).steps == 100_000

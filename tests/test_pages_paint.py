@@ -68,7 +68,7 @@ def test_masks_are_shown_as_they_were_painted():
     ],
 )  # fmt: skip
 def test_what_is_no_painting_is_refused_in_one_sentence(value):
-    with pytest.raises(InputError, match="painted regions cannot be read") as refusal:
+    with pytest.raises(InputError, match="painting cannot be read") as refusal:
         paint.masks(value)
     assert "\n" not in str(refusal.value)
 

@@ -40,6 +40,15 @@ def test_step_curves_and_time_left_come_from_the_log(tmp_path):
     assert progress.seconds_left == pytest.approx(30, abs=3)  # 30 steps at one a second
 
 
+def test_a_pause_is_no_slow_step(tmp_path):
+    now = time.time()
+    before = [{"step": i, "loss": 1, "time": now - 9000 + i} for i in range(1, 6)]
+    after = [{"step": i, "loss": 1, "time": now - 10 + i} for i in range(6, 11)]
+    start, resume = ({"event": event, "step": 0, "steps": 40} for event in ("start", "resume"))
+    log(tmp_path, start, *before, resume, *after)
+    assert progress_of(tmp_path, RUNNING).seconds_left == pytest.approx(30, abs=3)
+
+
 def test_the_log_of_an_earlier_training_is_not_taken_for_this_one(tmp_path):
     file = log(tmp_path, {"event": "start", "step": 0, "steps": 40}, {"step": 7, "loss": 1}) / "log.jsonl"
     os.utime(file, (1, 1))
@@ -58,12 +67,21 @@ def test_previews_are_found_in_order(tmp_path):
     ("state", "said"),
     [
         ("queued", "waits in the queue"), ("running", "step 3 of 9, 2 min left"), ("stopped", "it can go on"),
-        ("failed", "no photos"), ("done", "write <rex>"),
+        ("paused", "paused at step 3 of 9; it can go on"), ("failed", "no photos"), ("done", "write <rex>"),
     ],
 )  # fmt: skip
 def test_every_state_is_told_in_words(state, said):
     progress = Progress(step=3, steps=9, seconds_left=120)
     assert said in told_of(Job("0" * 12, "rex", "dog", state=state, error="no photos"), progress)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"), [("pause", "pausing after step 3"), ("stop", "stopping after step 3")]
+)
+def test_a_wish_is_told_until_it_is_granted(wish, said):
+    job = Job("0" * 12, "rex", "dog", state="running", wish=wish)
+    assert said in told_of(job, Progress(step=3, steps=9))
+    assert "paused before its first step" in told_of(Job("0" * 12, "rex", state="paused"), Progress())
 
 
 @pytest.mark.parametrize(

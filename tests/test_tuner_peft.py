@@ -1,7 +1,6 @@
-"""The adapter inside the tools it is made for: diffusers models, transformers models, PEFT's own saving."""
+"""The adapter inside of diffusers' models, and PEFT's own saving."""
 
 import copy
-import json
 import pickle
 import subprocess
 import sys
@@ -9,29 +8,16 @@ import textwrap
 
 import pytest
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from small_models import OPTIONS, changes, config, no_svd, same, stir
 from torch import nn
 
 from spectral_diffusion import tuner
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.triplets import Triplets, top_triplets
+from spectral_diffusion.triplets import top_triplets
 from spectral_diffusion.tuner import SpectralConfig, fold, set_strength, spectral_layers, using_spectrum
 from spectral_diffusion.tuner import model as tuner_model
-
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-OPTIONS = [
-    pytest.param({}, id="additive"),
-    pytest.param({"form": "rotational"}, id="rotational"),
-    pytest.param({"isolated": True, "reserved": 6, "slice_aware": True}, id="isolated-slice_aware"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -56,44 +42,11 @@ def unet(pristine_unet):
     return copy.deepcopy(pristine_unet)
 
 
-def tiny_llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 40}
-    return LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes))
-
-
-def config(**options) -> SpectralConfig:
-    return SpectralConfig(**{"r": 2, "target_modules": UNET_TARGETS} | options)
-
-
 def picture(unet, **kwargs) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     noise, words = (torch.randn(s, generator=generator) for s in ((1, 4, 8, 8), (1, 5, 12)))
     with torch.no_grad():
         return unet(noise.to(unet.dtype), 10, words.to(unet.dtype), **kwargs).sample
-
-
-@torch.no_grad()
-def stir(model: nn.Module, name: str, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for layer in spectral_layers(model, name).values():
-        for part in layer.adapter_layer_names:
-            parameter = getattr(layer, part)[name]
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-def changes(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    return {n: layer.get_delta_weight(name).detach() for n, layer in spectral_layers(model, name).items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
-def no_svd(*_: object) -> None:
-    raise AssertionError("an SVD was computed while loading")
 
 
 def test_the_method_is_a_member_of_pefts_enum_and_registers_once():
@@ -262,69 +215,3 @@ def test_folding_a_unet_adapter_saves_the_papers_numbers_alone(unet, pristine_un
     other.add_adapter(SpectralConfig(**unet.peft_config["dog"].to_dict()), "dog")
     set_peft_model_state_dict(other, saved, "dog")
     assert same(changes(other, "dog"), before)
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_a_language_model_trains_saves_reloads_and_merges(tmp_path, monkeypatch, options):
-    model = get_peft_model(tiny_llama(), config(target_modules=["q_proj", "v_proj"], **options))
-    tokens = torch.arange(12).reshape(1, 12)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    losses = []
-    for _ in range(6):
-        loss = model(tokens, labels=tokens).loss
-        losses.append(float(loss.detach()))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert losses[-1] < losses[0]
-    model.eval().save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SPECTRAL"
-    monkeypatch.setattr(tuner_model, "top_triplets", no_svd)
-    expected = model(tokens).logits
-    for low_memory in (False, True):
-        loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path, low_cpu_mem_usage=low_memory).eval()
-        assert torch.equal(loaded(tokens).logits, expected)
-    assert not any(p.requires_grad for p in loaded.parameters())
-    with loaded.disable_adapter():
-        assert torch.equal(loaded(tokens).logits, tiny_llama().eval()(tokens).logits)
-    merged = loaded.merge_and_unload(safe_merge=True)
-    assert not spectral_layers(merged) and torch.allclose(merged(tokens).logits, expected, atol=1e-5)
-
-
-def test_transformers_own_adapter_loading_reads_a_saved_adapter(tmp_path):
-    tokens = torch.arange(12).reshape(1, 12)
-    model = get_peft_model(tiny_llama(), config(target_modules=["q_proj"]))
-    stir(model, "default")
-    model.eval().save_pretrained(tmp_path)
-    plain = tiny_llama().eval()
-    plain.load_adapter(str(tmp_path), adapter_name="dog")
-    assert torch.equal(plain(tokens).logits, model(tokens).logits)
-
-
-def test_several_adapters_live_beside_each_other_in_a_peft_model(tmp_path):
-    tokens = torch.arange(12).reshape(1, 12)
-    model = get_peft_model(tiny_llama(), config(target_modules=["q_proj"]), adapter_name="dog").eval()
-    model.add_adapter("cat", config(target_modules=["q_proj", "v_proj"], form="rotational", start=2))
-    for name in ("dog", "cat"):
-        stir(model, name)
-    model.set_adapter("dog")
-    dog = model(tokens).logits
-    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"dog"}
-    model.set_adapter("cat")
-    assert not torch.allclose(model(tokens).logits, dog, atol=1e-5)
-    model.merge_adapter(["dog", "cat"])
-    model.unmerge_adapter()
-    model.delete_adapter("cat")
-    model.set_adapter("dog")
-    assert torch.equal(model(tokens).logits, dog)
-    model.save_pretrained(tmp_path)
-    assert PeftConfig.from_pretrained(tmp_path / "dog").slice == [0, 1]
-
-
-def test_triplets_handed_in_as_plain_tuples_are_taken():
-    net = nn.Sequential(nn.Linear(6, 5))
-    columns = tuple(top_triplets(net[0].weight, 3))
-    with using_spectrum({"0": columns}):
-        model = get_peft_model(net, config(target_modules=["0"]))
-    (layer,) = spectral_layers(model).values()
-    assert all(map(torch.equal, layer.triplets("default"), Triplets(*columns).take([0, 1])))
