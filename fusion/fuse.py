@@ -18,6 +18,8 @@ from spectral_diffusion.fused import Fused
 from spectral_diffusion.norms import DEFAULT_CAP
 from spectral_diffusion.slices import check_name, free_run
 
+_MANY = 8  # concepts at which the filters were measured to keep more than the sum (docs/fusion.md)
+
 
 def open_concepts(names: Sequence[str], library: Path | str | Sequence[Path | str]) -> list[Concept]:
     """The named concepts: each a name in `library` (one folder or several), or a path to a concept file.
@@ -179,7 +181,10 @@ def touched(fused: Fused, name: str) -> dict[str, bool]:
 
 
 def summary(fused: Fused, verbose: bool = False) -> list[str]:
-    """What every member changes and leaves alone, a line each; with `verbose` a line per layer below it."""
+    """What every member changes and leaves alone, a line each; with `verbose` a line per layer below it.
+
+    A last line says so where another method is known to keep more.
+    """
     lines = []
     for name in fused.names:
         layers = touched(fused, name)
@@ -189,6 +194,10 @@ def summary(fused: Fused, verbose: bool = False) -> list[str]:
         lines.append(line + (f"; leaves {len(alone)} alone: {_by_block(alone)}" if alone else ""))
         if verbose:
             lines += [f"  {'changed' if yes else 'alone'}  {layer}" for layer, yes in layers.items()]
+    if len(fused.names) >= _MANY and fused.made.get("method") == "spectral":
+        lines.append(
+            f"Of {_MANY} concepts or more the method `filtered` keeps more than the sum (docs/fusion.md)."
+        )
     return lines
 
 

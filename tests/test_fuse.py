@@ -137,6 +137,12 @@ def test_the_summary_tells_what_is_changed_and_what_is_left_alone(trio, base):
     assert len(lines) == 2 + 2 * len(base.layers) and len(summary(fused)) == 2
 
 
+def test_the_summary_names_a_better_method_for_many_concepts(base):
+    many = [random_concept(base, name, 3 * i, seed=i) for i, name in enumerate("abcdefgh")]
+    assert "filtered" in summary(fuse(many))[-1]
+    assert "filtered" not in " ".join(summary(fuse(many, method="mean")) + summary(fuse(many[:7])))
+
+
 # measuring, with encoders that look at the mean colour
 
 

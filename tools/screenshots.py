@@ -102,7 +102,11 @@ def keep_drawing(visit: Visit, wanted: Wanted) -> None:
         slide(panel, f"{side} (0: the base's own)", pixels)
     unfold(panel, "Regions")
     regions = panel.get_by_label("One region a line, place: prompt")
-    regions.fill(f"left: a photo of <{CAST[0]}>\nright: a photo of <{CAST[1]}>")
+    both = (
+        (side, f"a photo of <{name}> on the beach")
+        for side, name in zip(("left", "right"), CAST[:2], strict=True)
+    )
+    regions.fill("\n".join(f"{side}: {prompt}" for side, prompt in both))
     panel.get_by_role("button", name="Draw (Ctrl+Enter)").click()
     _says(panel, re.compile("^Done"))
     visit.page.evaluate("() => scrollTo(0, 0)")
