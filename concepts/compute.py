@@ -12,6 +12,11 @@ from spectral_diffusion.base import Base
 _FEW_PIXELS = 32 * 32  # of the latents; beyond, whole attention maps no longer fit the caches
 
 
+def small_on_cpu(base: Base) -> bool:
+    """Whether its operations are so small that what surrounds them takes a good part of the time."""
+    return base.pipeline.device.type == "cpu" and base.pipeline.unet.config.sample_size**2 <= _FEW_PIXELS
+
+
 @contextmanager
 def recomputing(base: Base, wanted: bool) -> Iterator[None]:
     """Gradient checkpointing of the UNet, off again afterwards."""
@@ -30,10 +35,10 @@ def plain_attention(base: Base) -> Iterator[None]:
 
     torch's fused attention spends three times as long backward as forward on a CPU: 30 % of a step on toybox.
     """
-    unet = base.pipeline.unet
-    if base.pipeline.device.type != "cpu" or unet.config.sample_size**2 > _FEW_PIXELS:
+    if not small_on_cpu(base):
         yield
         return
+    unet = base.pipeline.unet
     before = unet.attn_processors
     unet.set_attn_processor(AttnProcessor())
     try:

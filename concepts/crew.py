@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,12 +24,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from concepts.compute import small_on_cpu
 from concepts.world import World
 from spectral_diffusion.base import Base
-from spectral_diffusion.errors import SpectralError
+from spectral_diffusion.errors import USER_ERROR, SpectralError
 
-_FEW_PIXELS = 32 * 32  # of the latents; products of larger pictures keep the threads of one process busy
 _PATIENCE = timedelta(hours=6)  # the others wait while the main process draws and measures
+_SECONDS = 2  # in which a process that lost its way has ended
 
 
 class CrewLost(SpectralError):
@@ -34,11 +40,10 @@ class CrewLost(SpectralError):
 def fitting(base: Base, batch: int) -> int:
     """How many processes teach `base` fastest with `batch` photos a step: one for each thread torch would use.
 
-    1 on a graphics card, for large pictures, and where a launcher has started the processes.
+    1 on a graphics card, for large pictures, where a launcher has started the processes, and off Linux (untried).
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    large = base.pipeline.unet.config.sample_size**2 > _FEW_PIXELS
-    if launched or large or base.pipeline.device.type != "cpu":
+    if launched or sys.platform != "linux" or not small_on_cpu(base):
         return 1
     return max(1, min(torch.get_num_threads(), batch))
 
@@ -54,41 +59,62 @@ def crew(size: int, work: Callable[..., Any], *args: Any) -> Iterator[World]:
         yield World()
         return
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "meeting"
-        start = multiprocessing.get_context("spawn").Process
-        others = [
-            start(target=_join, args=(rank, size, threads, meeting, work, args), daemon=True)
-            for rank in range(1, size)
-        ]
-        for other in others:
-            other.start()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        others = _started(size, (size, threads, folder, work, args))
         try:
-            with _met(0, size, threads, meeting) as world:
-                yield world
-        except RuntimeError as error:  # what gloo raises when another process is gone
-            lost = _ended(others)
-            if lost is None:
-                raise
-            raise CrewLost(
-                f"A process that shared the training ended with code {lost}: the same command goes on from the last "
-                f"checkpoint; with --processes 1 it needs less memory."
-            ) from error
+            _await(others, folder)
+            with _met(0, size, threads, folder) as world:
+                try:
+                    yield world
+                except BaseException as error:
+                    # gloo tells a lost process by a RuntimeError; asked while the group stands, as all end with it
+                    lost = _ended(others) if isinstance(error, RuntimeError) else None
+                    for other in others:  # at once: what they would say of it helps nobody
+                        other.kill()
+                    if lost is None:
+                        raise
+                    raise _lost(lost) from error
         finally:
             for other in others:
-                other.join(timeout=5)
+                other.join(timeout=_SECONDS)
                 other.kill()
                 other.join()
             torch.set_num_threads(threads)
 
 
+def _started(size: int, given: tuple[Any, ...]) -> list[BaseProcess]:
+    """The other processes. Ctrl+C, which reaches all of a terminal's processes, is left to the main one."""
+    start = multiprocessing.get_context("spawn").Process
+    others = [start(target=_join, args=(rank, *given), daemon=True) for rank in range(1, size)]
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+    try:
+        for other in others:
+            other.start()
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+    return others
+
+
+def _await(others: list[BaseProcess], folder: Path) -> None:
+    """Until all are there. Not left to gloo, which hears neither of the dead nor of Ctrl+C while it waits."""
+    while not all((folder / str(rank)).exists() for rank in range(1, len(others) + 1)):
+        for other in others:
+            if other.exitcode is not None:
+                raise _lost(other.exitcode)
+        time.sleep(0.05)
+
+
 @contextmanager
-def _met(rank: int, size: int, threads: int, meeting: Path) -> Iterator[World]:
+def _met(rank: int, size: int, threads: int, folder: Path) -> Iterator[World]:
     """This process as one of the world, until the block ends."""
     torch.set_num_threads(max(1, threads // size))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks the network for this machine's name
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo asks the network for this machine's name
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=_PATIENCE
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size, timeout=_PATIENCE
     )
     try:
         yield World(rank, size)
@@ -97,17 +123,32 @@ def _met(rank: int, size: int, threads: int, meeting: Path) -> Iterator[World]:
 
 
 def _join(
-    rank: int, size: int, threads: int, meeting: Path, work: Callable[..., Any], args: tuple[Any, ...]
+    rank: int, size: int, threads: int, folder: Path, work: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     """Another process's whole life. What ends a training is told by the main process alone."""
-    with _met(rank, size, threads, meeting) as world, suppress(SpectralError):
-        work(world, *args)
+    threading.Thread(target=_follow, daemon=True).start()
+    (folder / str(rank)).touch()
+    with _met(rank, size, threads, folder) as world:
+        try:
+            work(world, *args)
+        except SpectralError:
+            sys.exit(USER_ERROR)
+
+
+def _follow() -> None:
+    """Ends this process as soon as the main one is gone, whatever it waits for."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _ended(others: list[BaseProcess]) -> int | None:
-    """The exit code of a process that ended though it should not have; None if all are at work."""
-    for other in others:
-        other.join(timeout=2)
-        if other.exitcode:
-            return other.exitcode
-    return None
+    """The exit code of a process that ended before its time; None if all are at work."""
+    wait([other.sentinel for other in others], timeout=_SECONDS)
+    return next((other.exitcode for other in others if other.exitcode is not None), None)
+
+
+def _lost(code: int) -> CrewLost:
+    return CrewLost(
+        f"A process that shared the training ended with code {code}: the same command goes on from the last "
+        f"checkpoint; with --processes 1 it needs less memory."
+    )

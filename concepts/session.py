@@ -51,7 +51,7 @@ class Session:
 
     def run(self) -> None:
         """The steps that are left. Raises Stopped (after saving) and Diverged (the last checkpoint stays)."""
-        if self.measure and not self.course.curve:
+        if self.course.settings.measures and not self.course.curve:  # in every process: they look together
             self._look()
         with stoppable(self.folder) as wish:
             while not self._enough():

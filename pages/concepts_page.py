@@ -16,7 +16,7 @@ from concepts.listing import page as card_lines
 from concepts.samples import take_samples
 from pages import commands
 from pages.choices import safe
-from pages.files import served
+from pages.files import served, served_picture
 from pages.jobs import Jobs
 from pages.said import connect, place, plain
 from pages.samples import offer, offered
@@ -127,7 +127,7 @@ class Concepts:
         lines += [line.replace(hide, "") for line in (*mended, *stock.problems)]
         said = "\n\n".join(plain(line) for line in lines)
         words = "\n\n".join("\n".join(text_map(base)) for base in stock.bases)
-        drawn = draw_map(stock.bases) if stock.bases else None
+        drawn = served_picture(draw_map(stock.bases)) if stock.bases else None
         value = now if now in names else next(iter(names), None)
         chosen = gr.update(choices=names, value=value)
         return [names, cards, drawn, words, said, chosen, offered(self.studio, not names)]
@@ -238,4 +238,4 @@ def picture(listed: Listed) -> Any:
         return served(listed.thumbnail)
     image = Image.new("RGB", (_SIDE, _SIDE), "#8a939c")
     ImageDraw.Draw(image).text((_SIDE / 2, _SIDE / 2), listed.name, "#101418", anchor="mm")
-    return image
+    return served_picture(image)

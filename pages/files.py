@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from concepts.archive import unpacked
 from concepts.pictures import ACCEPTED, FORMATS
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.files import atomic_write
 
 PHOTOS = [*FORMATS, ".zip", ".txt", ".caption"]
 MOST_FILES = 500
@@ -76,13 +80,27 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 def served(file: Path) -> str:
     """A copy of `file`, byte for byte, in the folder of uploads, which alone is served; equal files share one."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
-    copy = uploads() / "served" / digest / file.name
+    return _served(file.read_bytes(), file.name)
+
+
+def served_picture(image: Image.Image) -> str:
+    """A picture as a file of that folder.
+
+    Gradio's own copy of a picture is written anew, in place, each time it is shown: who is just fetching it gets
+    half of it.
+    """
+    blob = io.BytesIO()
+    image.save(blob, "PNG")
+    return _served(blob.getvalue(), "picture.png")
+
+
+def _served(content: bytes, name: str) -> str:
+    copy = uploads() / "served" / hashlib.sha256(content).hexdigest()[:32] / name
     if copy.exists():
         os.utime(copy)  # old files are cleared away
     else:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        with atomic_write(copy) as file:
+            file.write(content)
     return str(copy)
 
 

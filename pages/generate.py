@@ -13,7 +13,7 @@ from pages import choices, commands
 from pages.background import AT_ONCE, Interrupted, Stops
 from pages.canvas import canvas
 from pages.draw import News, Wishes, drawing
-from pages.files import served
+from pages.files import served, served_picture
 from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
 from pages.paint import COLOURS
 from pages.said import connect, place
@@ -249,7 +249,7 @@ class Generate:
         pictures = [served(file) for file in news.files] if news.files else gr.skip()
         if news.over:
             return status(news.said), gr.update(visible=False), pictures, *self._history(), news.seed
-        preview = gr.update(value=news.preview, visible=True) if news.preview else gr.skip()
+        preview = gr.update(value=served_picture(news.preview), visible=True) if news.preview else gr.skip()
         return bar, preview, pictures, gr.skip(), gr.skip(), gr.skip()
 
     def _history(self) -> tuple[list[str], list[str]]:

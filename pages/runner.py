@@ -76,8 +76,9 @@ def _take_over(jobs: Jobs, job: Job) -> None:
     """Waits for the training that another runner started and can no longer wait for."""
     while _trains(job):
         time.sleep(_LOOK)
-        if jobs.get(job.id).wish:
-            (training_folder(jobs.library, job.name) / STOP_FILE).touch()
+        folder = training_folder(jobs.library, job.name)
+        if jobs.get(job.id).wish and folder.is_dir():  # it prepares as long as there is none
+            (folder / STOP_FILE).touch()
     state = "done" if finished(jobs.library, job) else ENDS.get(jobs.get(job.id).wish, "stopped")
     jobs.change(job.id, state=state, pid=None, wish="")
 

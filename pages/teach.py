@@ -10,7 +10,7 @@ import gradio as gr
 
 from concepts.presets import presets
 from pages import commands, lesson
-from pages.files import PHOTOS, take_photos
+from pages.files import PHOTOS, served_picture, take_photos
 from pages.jobs import Job, Jobs
 from pages.masking import Masking, write_mask
 from pages.said import connect, place, plain
@@ -175,7 +175,7 @@ class Teach:
             return [status(said), gr.update(visible=False)]
         from concepts.spectrum_map import draw_map
 
-        return [status(said), gr.update(value=draw_map([row]), visible=True)]
+        return [status(said), gr.update(value=served_picture(draw_map([row])), visible=True)]
 
     def begin(
         self, rows: list[list[Any]], id_: str, masks: bool, anew: bool, name: str, word: str, preset: str,
@@ -222,7 +222,8 @@ class Teach:
         said = lesson.remarks(report)
         lines = [f"- {plain(line)}" for line in said[:_MANY]]
         rows = lesson.caption_rows(photos, name, word)
-        seen = [id_, lesson.pictures(report), "\n".join(lines), rows, contact_sheet(report)]
+        crops = [(served_picture(crop), said) for crop, said in lesson.pictures(report)]
+        seen = [id_, crops, "\n".join(lines), rows, served_picture(contact_sheet(report))]
         return [*seen, *self.masking.offered(report, photo)]
 
     def _job(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from concepts import logs
 from concepts.__main__ import app
-from concepts.crew import crew, fitting
+from concepts.crew import CrewLost, crew, fitting
 from concepts.world import World
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import USER_ERROR
@@ -94,6 +94,35 @@ def test_when_a_process_is_killed_the_rest_ends_and_the_command_goes_on(command,
     finished = subprocess.run([*command(tmp_path, 4000, 2), "--finish"], cwd=ROOT, capture_output=True)
     assert finished.returncode == 0, finished.stderr
     assert Concept.load(tmp_path / "rex.safetensors").card["step"] >= 2
+
+
+def stay(world):
+    """What the other process does: it waits for the main one."""
+    world.any(False)
+
+
+@cpu_only
+def test_a_mistake_of_ours_keeps_its_name():
+    with pytest.raises(RuntimeError, match=r"^mine$"), crew(2, stay):
+        raise RuntimeError("mine")
+
+
+@cpu_only
+def test_a_process_that_fails_is_told_as_lost():
+    with pytest.raises(CrewLost, match="ended with code 1"), crew(2, open) as world:  # no world can be opened
+        world.any(False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@cpu_only
+def test_a_crew_measures_and_keeps_the_best_step(tmp_path):
+    what = ("docs/samples/rex", "--name", "rex", "--class", "dog", "--library", tmp_path, "--keep-best")
+    how = ("--steps", 2, "--processes", 2, "--set", "previews=1", "--set", "prior_weight=0")
+    command = [str(part) for part in (sys.executable, "-m", "concepts", "train", *what, *how)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr
+    assert len(Concept.load(tmp_path / "rex.safetensors").card["curve"]) == 2
 
 
 def test_one_process_starts_no_other():

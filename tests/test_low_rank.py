@@ -48,8 +48,12 @@ def test_a_lora_is_trained_on_every_target_and_takes_no_columns(trained, base):
     assert concepts["one"].layers.keys() == base.layers.keys()
     assert {target_of(layer) for layer in base.adaptable} == set(TARGETS)
     assert concepts["sks"].slice is None and concepts["sks"].rank == 2
-    changed = [Fused.of(concepts["sks"]).delta(layer).norm() > 0 for layer in base.adaptable]
-    assert all(changed)
+    change = Fused.of(concepts["sks"])
+    still = {layer for layer in base.adaptable if not change.delta(layer).norm() > 0}
+    # in the middle a picture is one pixel, and self-attention has nothing to choose
+    assert all("mid_block" in layer and layer.endswith(("attn1.to_q", "attn1.to_k")) for layer in still), (
+        still
+    )
     (ledger,) = ledger_files(library)
     assert "rex" in ledger.read_text() and "sks" not in ledger.read_text()
 

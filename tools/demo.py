@@ -55,7 +55,9 @@ def teach(library: Path, seconds: dict[str, float]) -> list[Concept]:
     for name, class_word in CAST.items():
         with timed(f"train {name}", seconds):
             what = (str(SAMPLES / name), "--name", name, "--class", class_word, "--library", str(library))
-            subprocess.run([sys.executable, "-m", "concepts", "train", *what], check=True)
+            run = subprocess.run([sys.executable, "-m", "concepts", "train", *what])
+            if run.returncode:  # it has said why
+                sys.exit(run.returncode)
     return [Concept.load(library / f"{name}.safetensors") for name in CAST]
 
 
