@@ -1,8 +1,8 @@
 """From photos to one concept file: the words and the slice are trained, the base stays as it was.
 
 Contract. Whatever ends a training (Ctrl+C, SIGTERM, kill, a stop file, a power cut), the same call goes on from
-the last checkpoint and ends at the same numbers, bit for bit on one CPU with as many processes. Until the concept file is there its
-checkpoints, log and previews lie in `<library>/<name>-training`; log and previews stay.
+the last checkpoint and ends at the same numbers, bit for bit on one CPU with as many processes. Until the concept
+file is there its checkpoints, log and previews lie in `<library>/<name>-training`; log and previews stay.
 """
 
 from __future__ import annotations
