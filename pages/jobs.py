@@ -130,7 +130,7 @@ class Jobs:
         job = self.get(id_)
         if job.state not in RESUMABLE:
             raise InputError(f"{job.name} is {job.state}: only a paused or stopped training can go on.")
-        return self.enqueue(replace(job, finish=finish, restart=False))
+        return self.enqueue(replace(job, finish=finish))
 
     def stop(self, id_: str) -> None:
         """Takes a job out of the queue, or asks its training to stop after saving; a paused one stays stopped."""
@@ -165,6 +165,15 @@ class Jobs:
         """The job that has waited longest."""
         waiting = [job for job in self.all() if job.state == "queued"]
         return min(waiting, key=lambda job: job.queued, default=None)
+
+    def claim(self) -> Job | None:
+        """The job that has waited longest, running from now on: a wish that comes meanwhile is kept for it."""
+        with self._locked():
+            if (job := self.next()) is None:
+                return None
+            job = replace(job, state="running", started=time.time())
+            self._write(job)
+        return job
 
     def wake(self) -> None:
         """Sees to it that a runner works on the queue, if there is anything to do; it outlives this process."""

@@ -33,7 +33,7 @@ def run_all(jobs: Jobs) -> None:
             for job in jobs.all():
                 if job.state == "running":
                     _take_over(jobs, job)
-            while (job := jobs.next()) is not None:
+            while (job := jobs.claim()) is not None:
                 _run(jobs, job)
     except Timeout:
         return
@@ -45,7 +45,7 @@ def _run(jobs: Jobs, job: Job) -> None:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
-        jobs.change(job.id, state="running", started=time.time(), pid=process.pid)
+        jobs.change(job.id, pid=process.pid)
         asked = False
         while process.poll() is None:
             time.sleep(_LOOK)
@@ -80,7 +80,7 @@ def _take_over(jobs: Jobs, job: Job) -> None:
         if jobs.get(job.id).wish and folder.is_dir():  # it prepares as long as there is none
             (folder / STOP_FILE).touch()
     state = "done" if finished(jobs.library, job) else ENDS.get(jobs.get(job.id).wish, "stopped")
-    jobs.change(job.id, state=state, pid=None, wish="")
+    jobs.change(job.id, state=state, pid=None, wish="", finish=False, restart=False)
 
 
 def _trains(job: Job) -> bool:

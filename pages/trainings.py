@@ -16,6 +16,7 @@ from pages.watch import Progress, in_words, progress_of
 
 POLL = 2.0  # seconds
 _ENDING = {"pause": "pausing", "stop": "stopping"}  # while a wish is being granted
+_TITLE = "Loss and previews"
 
 
 class Trainings:
@@ -76,7 +77,8 @@ class Trainings:
         job = job or next((job for job in known if job.state == "running"), next(iter(known), None))
         if job is None:
             nothing = gr.update(choices=[], value=None)
-            return [nothing, status("No training yet."), gr.skip(), gr.skip(), [], *_buttons(None)]
+            rest = [curves(_TITLE, {}), []] if seen else [gr.skip(), gr.skip()]  # of one that was forgotten
+            return [nothing, status("No training yet."), *rest, [], *_buttons(None)]
         progress = progress_of(self.studio.library, job)
         labels, shown = [list(pair) for pair in self.labels(known)], [str(path) for path in progress.previews]
         same = [labels, id_] == [*seen[:1], job.id]
@@ -86,7 +88,7 @@ class Trainings:
             previews = [(served(path), path.stem) for path in progress.previews]
         lines = {"loss": progress.losses, "identity": progress.identity, "text": progress.text}
         how = status(told_of(job, progress), progress.step, progress.steps, wrong=job.state == "failed")
-        return [radio, how, curves("Loss and previews", lines), previews, [labels, shown], *_buttons(job)]
+        return [radio, how, curves(_TITLE, lines), previews, [labels, shown], *_buttons(job)]
 
     def pause_job(self, id_: str, seen: list[Any]) -> list[Any]:
         """Asks a training to pause after saving; the next one may start meanwhile."""

@@ -76,6 +76,21 @@ def test_a_paused_training_lets_the_next_one_start_and_keeps_its_place(jobs):
     assert jobs.next().id == third.id  # a stopped one has lost its place
 
 
+def test_a_wish_just_before_the_training_starts_is_kept(jobs):
+    jobs.enqueue(draft(jobs))
+    job = jobs.claim()
+    jobs.pause(job.id)
+    assert jobs.change(job.id, pid=1).wish == "pause" and jobs.claim() is None
+    with pytest.raises(InputError):
+        jobs.forget(job.id)
+
+
+def test_a_pause_does_not_forget_how_the_training_was_to_start(jobs):
+    job = jobs.enqueue(replace(draft(jobs), restart=True))
+    jobs.pause(job.id)
+    assert jobs.again(job.id).restart
+
+
 def test_a_paused_training_can_be_stopped_kept_or_forgotten(jobs):
     job = jobs.enqueue(draft(jobs))
     jobs.pause(job.id)
