@@ -22,7 +22,7 @@ from spectral_diffusion.files import atomic_write
 if TYPE_CHECKING:
     from concepts.check import Report
 
-_LEGEND = "Paint over the concept: the rest of the photo counts less. Without paint all of it counts."
+_LEGEND = "Paint over the concept: the rest of the photo counts less."
 _SIDE = 1024  # pixels of the long side of a mask; training looks at far fewer
 
 
@@ -82,7 +82,7 @@ def write_mask(photos: Path, number: int | None, painted: Any) -> str:
     if mask is None:
         if source.mask is not None:
             source.mask.unlink()
-        return f"{name} has no mask file: all of the photo counts."
+        return f"{name} has no painted mask any more."
     target = (source.mask or source.path.parent / MASK_FOLDERS[0] / source.path.name).with_suffix(".png")
     target.parent.mkdir(exist_ok=True)
     native = read_picture(source.path, paint.SIDE).native

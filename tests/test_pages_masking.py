@@ -60,9 +60,9 @@ def test_a_mask_of_the_plain_background_can_be_corrected(photos):
 
 
 def test_no_paint_is_no_mask(photos):
-    assert "all of the photo counts" in write_mask(photos, 1, "")
+    assert "no painted mask" in write_mask(photos, 1, "")
     assert read_folder(photos, "rex", 64).examples[1].mask is None
-    assert "all of the photo counts" in write_mask(photos, 1, as_value(painted()))
+    assert "no painted mask" in write_mask(photos, 1, as_value(painted()))
 
 
 def test_a_mask_that_is_no_png_is_replaced(photos):
