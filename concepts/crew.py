@@ -30,7 +30,7 @@ from spectral_diffusion.base import Base
 from spectral_diffusion.errors import USER_ERROR, SpectralError
 
 _PATIENCE = timedelta(hours=6)  # the others wait while the main process draws and measures
-_SECONDS = 2  # in which a process that lost its way has ended
+_SECONDS = 15  # in which a process that lost its way has ended, on a busy machine
 
 
 class CrewLost(SpectralError):
