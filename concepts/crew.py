@@ -1,7 +1,7 @@
 """Several processes of this machine for one training, where they are quicker than threads.
 
 A small UNet asks for thousands of small products a step: two threads that share each of them are no quicker than
-one, two processes that share the photos of a step are nearly twice as quick (docs/performance.md).
+one, and wait for each other on a busy machine; processes that share the photos of a step do not (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -52,48 +52,23 @@ def fuse(
     options: Mapping[str, Any] | None = None,
     norm_control: bool | float | None = None,
     recorded: Recorded | None = None,
+    regardless: bool = False,
 ) -> Fused:
     """Fuses concepts (or fused files of one, such as LoRAs) of one base in disjoint slices.
 
     `options` of the method: see `methods.METHODS`. `norm_control`: a cap (see `spectral_diffusion.norms`), True for
     the default one, False for none, None for what the method has. `recorded`: inputs, for methods that need them.
+    `regardless`, for experiments: concepts in the same slice, or in scattered columns, are fused as well; what comes
+    out is there to be measured, nothing else is promised.
     Raises InputError (nothing to fuse, a name twice, an unknown method, option or strength, inputs that are not
     recorded), BaseMismatch or SliceTaken.
     """
     strengths, options = dict(strengths or {}), check_options(method, options or {})
-    parts = [as_part(concept) for concept in concepts]
-    check_together(parts)
-    return _fused(parts, strengths, method, options, norm_control, recorded)
-
-
-def fuse_regardless(
-    concepts: Sequence[Concept | Fused],
-    strengths: Mapping[str, float] | None = None,
-    method: str = "spectral",
-    *,
-    options: Mapping[str, Any] | None = None,
-    norm_control: bool | float | None = None,
-    recorded: Recorded | None = None,
-) -> Fused:
-    """`fuse` for experiments: concepts in the same slice, or in scattered columns, are fused as well.
-
-    What comes out is there to be measured against what disjoint slices give; nothing else is promised.
-    """
-    parts = [concept if isinstance(concept, Fused) else Fused.of(concept) for concept in concepts]
-    check_together(parts, overlap=True)
-    return _fused(
-        parts, dict(strengths or {}), method, check_options(method, options or {}), norm_control, recorded
-    )
-
-
-def _fused(
-    parts: Sequence[Fused],
-    strengths: Mapping[str, float],
-    method: str,
-    options: Mapping[str, Any],
-    norm_control: bool | float | None,
-    recorded: Recorded | None,
-) -> Fused:
+    if regardless:
+        parts = [concept if isinstance(concept, Fused) else Fused.of(concept) for concept in concepts]
+    else:
+        parts = [as_part(concept) for concept in concepts]
+    check_together(parts, overlap=regardless)
     chosen = method_of(method)
     if unknown := sorted(set(strengths) - {part.names[0] for part in parts}):
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")

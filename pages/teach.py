@@ -222,7 +222,7 @@ class Teach:
         said = lesson.remarks(report)
         lines = [f"- {plain(line)}" for line in said[:_MANY]]
         rows = lesson.caption_rows(photos, name, word)
-        crops = [(served_picture(crop), said) for crop, said in lesson.pictures(report)]
+        crops = [(served_picture(crop), line) for crop, line in lesson.pictures(report)]
         seen = [id_, crops, "\n".join(lines), rows, served_picture(contact_sheet(report))]
         return [*seen, *self.masking.offered(report, photo)]
 

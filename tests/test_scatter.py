@@ -9,7 +9,7 @@ from small_concept import make_concept
 
 from concepts.adapter import columns_of
 from concepts.settings import Settings
-from fusion.fuse import fuse, fuse_regardless
+from fusion.fuse import fuse
 from spectral_diffusion.errors import InputError, SliceTaken
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.slices import Slice
@@ -38,7 +38,7 @@ def pair():
 def test_one_slice_is_fused_only_on_purpose(pair):
     with pytest.raises(SliceTaken, match="overlap"):
         fuse(pair)
-    fused = fuse_regardless(pair, {"mia": 0.5}, method="sum")
+    fused = fuse(pair, {"mia": 0.5}, method="sum", regardless=True)
     one, two = map(Fused.of, pair)
     for layer in fused.layers():
         assert torch.allclose(fused.delta(layer), one.delta(layer) + 0.5 * two.delta(layer), atol=1e-6)
@@ -46,11 +46,11 @@ def test_one_slice_is_fused_only_on_purpose(pair):
 
 def test_what_is_wrong_otherwise_is_refused_all_the_same(pair):
     with pytest.raises(InputError, match="given twice"):
-        fuse_regardless([pair[0], pair[0]])
+        fuse([pair[0], pair[0]], regardless=True)
     with pytest.raises(InputError, match="no method"):
-        fuse_regardless(pair, method="magic")
+        fuse(pair, method="magic", regardless=True)
     with pytest.raises(InputError, match="not among the concepts"):
-        fuse_regardless(pair, {"nox": 1.0})
+        fuse(pair, {"nox": 1.0}, regardless=True)
 
 
 def test_a_concept_in_scattered_columns_is_fused_only_on_purpose():
@@ -58,4 +58,4 @@ def test_a_concept_in_scattered_columns_is_fused_only_on_purpose():
     mixed = [make_concept(name="rex", rows=1, card=card), make_concept(name="mia", rows=1, slice=Slice(8, 2))]
     with one_sentence("rex was trained for an experiment", "without scatter"):
         fuse(mixed)
-    assert fuse_regardless(mixed).names == ["rex", "mia"]
+    assert fuse(mixed, regardless=True).names == ["rex", "mia"]

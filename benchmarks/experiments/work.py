@@ -21,7 +21,7 @@ from concepts.settings import Settings
 from concepts.trainer import Options, train
 from fusion import interference
 from fusion.activations import Recording, gather
-from fusion.fuse import fuse, fuse_regardless
+from fusion.fuse import fuse
 from fusion.measure import PLACES, show
 from fusion.methods import METHODS
 from fusion.photos import read_photos
@@ -174,13 +174,13 @@ def _fusion(name: str, files: tuple[str, ...], how: str) -> Fused:
     recorded = None
     if METHODS[method].needs_inputs:
         recorded = gather(_base(name), parts, Recording.of(METHODS[method].recording))
-    run = fuse_regardless if regardless else fuse
-    return run(parts, method=method, options=options, norm_control=norm_control, recorded=recorded)
+    more = {"options": options, "norm_control": norm_control, "recorded": recorded, "regardless": regardless}
+    return fuse(parts, method=method, **more)
 
 
 def _overlaps(base: Base, job: Overlaps, out: Path) -> Record:
     parts = [Fused.of(Concept.load(file_of(part, out, base.fingerprint))) for part in job.parts]
-    fused = fuse_regardless(parts, method="sum")
+    fused = fuse(parts, method="sum", regardless=True)
     found = [interference.summary(layers) for layers in interference.pairs(fused).values()]
     if not found:
         raise InputError(f"{job.label} has no pair of concepts to compare.")
