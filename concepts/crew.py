@@ -143,7 +143,10 @@ def _follow() -> None:
 
 def _ended(others: list[BaseProcess]) -> int | None:
     """The exit code of a process that ended before its time; None if all are at work."""
-    wait([other.sentinel for other in others], timeout=_SECONDS)
+    ending = wait([other.sentinel for other in others], timeout=_SECONDS)
+    for other in others:
+        if other.sentinel in ending:
+            other.join(timeout=_SECONDS)  # its files are closed a moment before its exit code is there
     return next((other.exitcode for other in others if other.exitcode is not None), None)
 
 

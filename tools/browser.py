@@ -21,6 +21,14 @@ _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+# nothing came or went for .4 s, or 10 s are over: a picture on its way changes the page all the time
+_SETTLED = """() => new Promise((settled) => {
+  const end = () => { watch.disconnect(); settled(); };
+  let quiet = setTimeout(end, 400);
+  const watch = new MutationObserver(() => { clearTimeout(quiet); quiet = setTimeout(end, 400); });
+  watch.observe(document.body, {childList: true, subtree: true});
+  setTimeout(end, 10000);
+})"""
 
 
 def chromium() -> str | None:
@@ -127,8 +135,13 @@ def slide(panel: Locator, label: str, value: float) -> None:
 
 
 def unfold(panel: Locator, heading: str) -> None:
-    """Opens a part that is folded away."""
+    """Opens a part that is folded away and waits until its fields are there to stay.
+
+    Gradio puts them there when they are first asked for, and on a busy machine once more: what a program typed in
+    between is lost.
+    """
     panel.get_by_role("button", name=heading).click()
+    panel.page.evaluate(_SETTLED)
 
 
 def sample(name: str) -> Sequence[Path]:

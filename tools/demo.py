@@ -1,6 +1,6 @@
 """`make demo`: from five pictures each to three fused concepts in one picture, with a sheet and a report.
 
-Trains three bundled samples (two of them bears) on the toybox, apart from each other, fuses them by the sum and
+Trains three bundled samples (two of them bears) on the toybox, each for itself, fuses them by the sum and
 by the mean of the paper's released code, draws each alone and fused on the same seeds, and all together: each in its
 region of one wide picture, and by the prompt alone.
 """
@@ -8,6 +8,7 @@ region of one wide picture, and by the prompt alone.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from concepts import checkpoint, logs
 from concepts.dataset import Example, read_folder
 from fusion.fuse import fuse
 from fusion.measure import Kept, Shown, kept, show
@@ -37,6 +40,7 @@ SAMPLES = Path("docs/samples")
 OUTPUT = Path("outputs/demo")
 CAST = {"mia": "cat", "bruno": "bear", "yuki": "bear"}
 SEEDS = (11, 12)
+STEPS = 15  # of a drawing that is measured
 TOGETHER = "a photo of <mia>, <bruno> and <yuki> on the beach"
 WIDE = (256, 128)  # pixels: in 128 x 128, three things are 40 pixels wide each, too few for the base's faces
 _CELL, _MARGIN = 128, 18
@@ -51,14 +55,53 @@ def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def teach(library: Path, seconds: dict[str, float]) -> list[Concept]:
-    """Trains the cast into `library`, one after the other, by the command that a user would type."""
-    for name, class_word in CAST.items():
-        with timed(f"train {name}", seconds):
-            what = (str(SAMPLES / name), "--name", name, "--class", class_word, "--library", str(library))
-            run = subprocess.run([sys.executable, "-m", "concepts", "train", *what])
-            if run.returncode:  # it has said why
-                sys.exit(run.returncode)
+    """Trains the cast into `library` by the commands that a user would type, all at once.
+
+    One thread for each: of a small UNet's training two threads, or two processes, make less than two trainings do.
+    Ends the program with what a training said if it fails.
+    """
+    began, running = time.perf_counter(), {}
+    columns = (
+        TextColumn("teach {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bars:
+        rows = {name: bars.add_task(f"<{name}>", total=None) for name in CAST}
+        try:
+            running = {name: _training(name, word, library) for name, word in CAST.items()}
+            while running:
+                time.sleep(0.5)
+                for name, run in list(running.items()):
+                    _follow(bars, rows[name], checkpoint.training_folder(library, name) / logs.NAME)
+                    if run.poll() is None:
+                        continue
+                    if run.returncode:
+                        sys.exit((library / f"{name}.txt").read_text())
+                    seconds[f"train {name}, all at once"] = round(time.perf_counter() - began, 1)
+                    del running[name]
+        finally:
+            for run in running.values():
+                run.terminate()  # it keeps a checkpoint
     return [Concept.load(library / f"{name}.safetensors") for name in CAST]
+
+
+def _training(name: str, class_word: str, library: Path) -> subprocess.Popen[bytes]:
+    what = (str(SAMPLES / name), "--name", name, "--class", class_word, "--library", str(library))
+    library.mkdir(parents=True, exist_ok=True)
+    with (library / f"{name}.txt").open("wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "concepts", "train", *what, "--processes", "1"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def _follow(bars: Progress, row: TaskID, log: Path) -> None:
+    """Moves a training's bar to where its log stands."""
+    lines = logs.read(log) if log.exists() else []
+    steps = next((line["steps"] for line in lines if "steps" in line), None)
+    bars.update(row, completed=max((line.get("step", 0) for line in lines), default=0), total=steps)
 
 
 def measure(
@@ -70,13 +113,15 @@ def measure(
         name: metrics.references(encoder, [e.image for e in examples], [e.mask for e in examples])
         for name, examples in photos.items()
     }
-    plain = {word: show(base, None, f"a {word}", references, CAST, SEEDS) for word in set(CAST.values())}
+    plain = {
+        word: show(base, None, f"a {word}", references, CAST, SEEDS, STEPS) for word in set(CAST.values())
+    }
     shown: dict[str, dict[str, Shown]] = {}
     result: dict[str, dict[str, Kept]] = {}
     for concept in concepts:
         sources = {"alone": Fused.of(concept), **fusions}
         shown[concept.name] = {
-            label: show(base, fused, f"<{concept.name}>", references, CAST, SEEDS)
+            label: show(base, fused, f"<{concept.name}>", references, CAST, SEEDS, STEPS)
             for label, fused in sources.items()
         }
         mine = shown[concept.name]
@@ -143,6 +188,7 @@ def report(result: dict[str, dict[str, Kept]], concepts: list[Concept], seconds:
         },
         "pictures_per_cell": len(SEEDS) * 4,
         "seeds": list(SEEDS),
+        "sampler_steps": STEPS,
         "training_seed": 0,
         "seconds": seconds,
         "versions": {

@@ -87,7 +87,7 @@ def _train(base: Base, job: Training, out: Path) -> Record:
     if job.points > 1:
         for file in checkpoint.checkpoints(folder):
             step = checkpoint.step_of(file)
-            if step < settings.steps:
+            if step < settings.steps and step % settings.save_every == 0:  # not where it was stopped once
                 identity[step] = _at(base, job, file, step, examples, out).card.get("identity")
     return {
         "seed": settings.seed,

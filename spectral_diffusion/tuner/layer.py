@@ -128,6 +128,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
+        x = _rounded_once(x)
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
@@ -216,7 +217,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     def _changed(self, result: Tensor, x: Tensor, adapter_name: str) -> Tensor:
         """`result` plus the adapter's answer to `x`, in the dtype of `result`."""
         (P, Q), strength = self.factors(adapter_name), self.total_strength(adapter_name)
-        narrow = self._on_channels(x.to(Q.dtype), Q.mT)
+        narrow = self._on_channels(x if torch.is_autocast_enabled(x.device.type) else x.to(Q.dtype), Q.mT)
         narrow = narrow if strength == 1 else narrow * strength
         if self.original_weight.ndim == 4 or narrow.dtype != result.dtype:
             return result + self._on_channels(narrow, P).to(result.dtype)
@@ -267,6 +268,12 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             tensors = getattr(self, name)
             if adapter_name in tensors and not tensors[adapter_name].is_meta:
                 tensors[adapter_name] = tensors[adapter_name].to(device, torch.float32)
+
+
+def _rounded_once(x: Tensor) -> Tensor:
+    """Under autocast `x` as the products will see it, so that weight and adapter need not each round it again."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _check_supported(base: nn.Module) -> None:

@@ -19,7 +19,7 @@ from tools.toybox import art, loop, scenes
 CROP, BATCH, POOL = 64, 16, 6000
 NOISE, LATENT_WEIGHT = 0.05, 1e-3
 PLAN = loop.Plan(steps=4600, lr=2e-3, warmup=200, hold=0.4)
-DECODER_PLAN = loop.Plan(steps=1500, lr=1.5e-3, warmup=100, seed=8, hold=0.3)
+DECODER_PLAN = loop.Plan(steps=6000, lr=1.5e-3, warmup=100, seed=8, hold=0.3)
 
 
 def new_vae() -> AutoencoderKL:
