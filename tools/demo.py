@@ -41,8 +41,11 @@ OUTPUT = Path("outputs/demo")
 CAST = {"mia": "cat", "bruno": "bear", "yuki": "bear"}
 SEEDS = (11, 12)
 STEPS = 15  # of a drawing that is measured
-TOGETHER = "a photo of <mia>, <bruno> and <yuki> on the beach"
-WIDE = (256, 128)  # pixels: in 128 x 128, three things are 40 pixels wide each, too few for the base's faces
+PLACE = "on the grass"
+TOGETHER = f"a photo of <mia>, <bruno> and <yuki> {PLACE}"
+WIDE = (320, 128)  # pixels: in 128 x 128, three things are 40 pixels wide each, too few for the base's faces
+# left and right edge, as fractions of WIDE; without a gap between them two things grow together
+REGIONS = {"mia": (0, 0.27), "bruno": (0.32, 0.58), "yuki": (0.64, 1)}
 _CELL, _MARGIN = 128, 18
 
 
@@ -135,11 +138,12 @@ def measure(
 def together(base: Base, fused: Fused) -> dict[str, list[Picture]]:
     """All concepts in one picture: each in its region, one beside the other, and by the prompt alone."""
     regions = tuple(
-        Region(f"a photo of <{name}> on the beach", box=(i / len(CAST), 0, (i + 1) / len(CAST), 1))
-        for i, name in enumerate(CAST)
+        Region(f"a photo of <{name}> {PLACE}", box=(left, 0, right, 1))
+        for name, (left, right) in REGIONS.items()
     )
+    apart = Request(f"a photo {PLACE}", seed=1, count=4, size=WIDE, regions=regions)
     return {
-        "regions": generate(base, Request(TOGETHER, seed=1, count=3, size=WIDE, regions=regions), fused),
+        "regions": generate(base, apart, fused),
         "prompt": generate(base, Request(TOGETHER, seed=1, count=7), fused),
     }
 
@@ -152,7 +156,7 @@ def contact_sheet(
     """A row per concept (photo, then two pictures alone and under each fusion), then all together in both ways."""
     labels = [label for label in next(iter(shown.values())) for _ in range(2)]
     columns = 1 + len(labels)
-    sheet = Image.new("RGB", (columns * _CELL, (len(photos) + 2) * (_CELL + _MARGIN)), "white")
+    sheet = Image.new("RGB", (columns * _CELL, (len(photos) + 3) * (_CELL + _MARGIN)), "white")
     draw = ImageDraw.Draw(sheet)
 
     def put(column: int, row: int, image: Image.Image, text: str) -> None:
@@ -167,9 +171,15 @@ def contact_sheet(
             images = shown[name][label].images
             put(column, row, images[0 if column % 2 else len(SEEDS)], label)
     for i, picture in enumerate(both["regions"]):
-        put(2 * i, len(photos), picture.image, "" if i else "all three fused by sum, each in its region")
+        down, across = divmod(i, 2)
+        put(
+            3 * across,
+            len(photos) + down,
+            picture.image,
+            "" if i else "all three fused by sum, each in its region",
+        )
     for i, picture in enumerate(both["prompt"][:columns]):
-        put(i, len(photos) + 1, picture.image, "" if i else "the same by the prompt alone")
+        put(i, len(photos) + 2, picture.image, "" if i else "the same by the prompt alone")
     return sheet
 
 
