@@ -140,7 +140,7 @@ class Generate:
         everything = [self.file, *self.sliders, *self.fields]
         # one event for both, so that a session draws one thing at a time
         start = functools.partial(gr.on, [self.go.click, prompt.submit])
-        drawing = {**AT_ONCE, "show_progress": "hidden", "trigger_mode": "once"}
+        drawing = {**AT_ONCE, "show_progress": "hidden", "trigger_mode": "once", "hides": self.preview}
         connect(start, self.draw, [self.forever, *everything], shown, self.status, **drawing)
         connect(self.interrupt.click, self.stop, None, self.status, self.status, queue=False)
         connect(self.skip.click, self.pass_over, None, self.status, self.status, queue=False)
@@ -183,9 +183,6 @@ class Generate:
                     yield self._shown(news)
             except Interrupted:
                 yield (status("Interrupted."), gone, gr.skip(), *self._history(), gr.skip())
-            except Exception:
-                yield (gr.skip(), gone, *[gr.skip()] * 4)
-                raise
             finally:
                 self._wishes.pop(request.session_hash, None)
 

@@ -40,21 +40,26 @@ def place() -> gr.HTML:
 
 def connect(
     event: Callable[..., Any], handler: Callable[..., Any], inputs: Components, outputs: Components,
-    where: gr.HTML, **how: Any,
+    where: gr.HTML, hides: Any = None, **how: Any,
 ) -> Any:  # fmt: skip
     """Binds `handler` to an event of gradio, its mistakes told in `where`, which may be one of its outputs.
 
-    `event` is what gradio calls an event listener, such as `button.click`; `how` are its settings. Returns what it
-    does.
+    `event` is what gradio calls an event listener, such as `button.click`; `how` are its settings. `hides`: an output
+    that makes sense only while the handler works, so that a mistake hides it. Returns what `event` does.
     """
     shown = _several(outputs)
-    known = next((i for i, component in enumerate(shown) if component is where), None)
-    told = answering(handler, len(shown), known)
+    known, hidden = (next((i for i, one in enumerate(shown) if one is it), None) for it in (where, hides))
+    told = answering(handler, len(shown), known, hidden)
     return event(told, inputs, shown if known is not None else [*shown, where], **how)
 
 
-def answering(handler: Callable[..., Any], count: int, known: int | None = None) -> Callable[..., Any]:
-    """`handler` with `count` outputs, its mistakes told in the output number `known`, or in one more at the end."""
+def answering(
+    handler: Callable[..., Any], count: int, known: int | None = None, hidden: int | None = None
+) -> Callable[..., Any]:
+    """`handler` with `count` outputs, its mistakes told in the output number `known`, or in one more at the end.
+
+    A mistake hides the output number `hidden`, if there is one.
+    """
 
     def good(result: Any) -> Any:
         if known is not None:
@@ -66,6 +71,8 @@ def answering(handler: Callable[..., Any], count: int, known: int | None = None)
         parts = [gr.skip()] * count + [line] * (known is None)
         if known is not None:
             parts[known] = line
+        if hidden is not None:
+            parts[hidden] = gr.update(visible=False)
         return parts[0] if len(parts) == 1 else parts
 
     if inspect.isgeneratorfunction(handler):

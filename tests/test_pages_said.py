@@ -54,6 +54,16 @@ def test_what_was_shown_on_the_way_stays_when_it_fails():
     ]
 
 
+def test_what_makes_sense_only_on_the_way_is_hidden_when_it_fails():
+    assert list(answering(stepping, 2, hidden=1)())[-1] == [
+        gr.skip(),
+        gr.update(visible=False),
+        alert("No more steps."),
+    ]
+    known_too = [alert("There is no <dog>: draw one."), gr.update(visible=False)]
+    assert answering(failing, 2, 0, 1)() == known_too
+
+
 def test_closing_the_page_ends_the_work():
     ended = []
 
