@@ -118,12 +118,3 @@ def collect(base: Base) -> dict[str, dict[str, Tensor]]:
             numbers = layer.triplets(ADAPTER)._asdict() | layer.numbers(ADAPTER)._asdict()
             layers[f"{prefix}.{path}"] = {key: tensor.detach().cpu() for key, tensor in numbers.items()}
     return layers
-
-
-def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype that the frozen model multiplies in, None for fp32; `auto` asks what the device does natively."""
-    if precision != "auto":
-        return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from concepts.compute import small_on_cpu
 from concepts.world import World
 from spectral_diffusion.base import Base
+from spectral_diffusion.compute import small_on_cpu
 from spectral_diffusion.errors import USER_ERROR, SpectralError
 
 _PATIENCE = timedelta(hours=6)  # the others wait while the main process draws and measures

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from concepts import latents as photos
-from concepts.adapter import half_precision
 from concepts.attention import watched, words_outside
 from concepts.captions import CaptionRules, varied
 from concepts.dataset import Example
@@ -27,6 +26,7 @@ from concepts.losses import masked_mse, snr_weight
 from concepts.prior import Prior
 from concepts.settings import Settings
 from spectral_diffusion.base import Base
+from spectral_diffusion.compute import half_precision
 from spectral_diffusion.words import Words, expand, layerwise, spoken
 
 PREDICTIONS = ("epsilon", "v_prediction")

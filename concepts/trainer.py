@@ -17,7 +17,6 @@ from typing import Any
 
 from concepts import checkpoint, previews
 from concepts.adapter import ADAPTER, adapted, collect
-from concepts.compute import plain_attention, recomputing
 from concepts.course import Course
 from concepts.dataset import Example
 from concepts.free_name import FreeName
@@ -31,6 +30,7 @@ from concepts.settings import Settings, free_path
 from concepts.world import World, join_world
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
+from spectral_diffusion.compute import plain_attention, recomputing
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.fused import Fused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ import typer
 from spectral_diffusion.errors import InputError, SpectralError, errors_to_exit_code
 
 if TYPE_CHECKING:
+    from fusion.methods import Progress
     from fusion.recipe import Recipe
     from spectral_diffusion.base import Base
     from spectral_diffusion.fused import Fused
@@ -48,9 +51,31 @@ def fuse(
 
         _check_output(output)
         recipe = _recipe(concepts, method, strength or [], option or [])
-        fused = run(recipe, library, lambda: _load(base))
+        with _bars() as progress:
+            fused = run(recipe, library, lambda: _load(base), progress)
         fused.save(output)
         _tell(fused, output, verbose)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A bar on stderr for each thing that takes a while, and the time left."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    bars, tasks = Bars(console=Console(stderr=True)), {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        bars.start()  # not before: most methods take no time, and an error is one line
+        if what not in tasks:
+            tasks[what] = bars.add_task(what)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield progress
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def _recipe(names: list[str], method: str | None, strengths: list[str], options: list[str]) -> Recipe:

@@ -27,17 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion.cache import folder_of, once
 from spectral_diffusion.base import Base
-from spectral_diffusion.errors import DamagedFile, InputError
-from spectral_diffusion.files import load_tensors, save_tensors
+from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.generate import Request, generate
-from spectral_diffusion.spectrum import default_cache_dir
 from spectral_diffusion.words import Words, cross_attention_layers, expand
 
 Moments = Mapping[str, Tensor]  # layer -> mean(x x^T), (in, in), fp32
 TOKENS = ("concept", "after", "all")
-_KIND = "moments"
 # type of a setting -> what plain data may give for it
 _PLAIN: dict[type, tuple[type, ...]] = {tuple: (list, tuple), int: (int,), float: (int, float), str: (str,)}
 
@@ -202,49 +200,34 @@ def gather(
 
     One file per concept, base and recording below `cache` (the user's cache folder if None). Raises BaseMismatch.
     """
-    how, folder = how or Recording(), cache or default_cache_dir().parent / "moments"
+    how, folder = how or Recording(), cache or folder_of("moments")
     touched = {layer for part in parts for layer in part.layers()}
     layers = {key: layer for key, layer in base.adaptable.items() if key in base.layers or key in touched}
+    more = f"-{len(layers)}" if layers.keys() != base.layers.keys() else ""
+
+    def recorded(name: str, fused: Fused | None, subjects: Sequence[str]) -> dict[str, Tensor]:
+        path = folder / f"{name}-{base.fingerprint[:12]}-{how.key}{more}.safetensors"
+        header = {"base_fingerprint": base.fingerprint, "recording": how.key}
+        return once(path, "moments", header, layers, lambda: record(base, fused, subjects, how, layers))
+
     own = {}
     for done, part in enumerate(parts):
         (member,) = part.members
         part.check_base(base)
-        alone = replace(part, members=(replace(member, strength=1.0, blocks={}, on=True),))
-        run = _once(folder, f"{member.name}-{member.sha256[:16]}", base, how, layers)
-        own[member.name] = run(
-            lambda alone=alone, name=member.name: record(base, alone, [f"<{name}>"], how, layers)
+        own[member.name] = recorded(
+            f"{member.name}-{member.sha256[:16]}", full_strength(part), [f"<{member.name}>"]
         )
         if progress:
             progress(done + 1, len(parts) + 1)
     classes = sorted({word for part in parts for word in part.classes.values()})
     tag = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
-    plain = [f"a {word}" for word in classes]
-    neutral = _once(folder, f"neutral-{tag}", base, how, layers)(
-        lambda: record(base, None, plain, how, layers)
-    )
+    neutral = recorded(f"neutral-{tag}", None, [f"a {word}" for word in classes])
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return Recorded(own, neutral, how)
 
 
-def _once(
-    folder: Path, name: str, base: Base, how: Recording, layers: Mapping[str, nn.Module]
-) -> Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]:
-    """Runs what it is given and keeps the result, or reads what it kept; a damaged cache is made again."""
-    more = f"-{len(layers)}" if layers.keys() != base.layers.keys() else ""
-    path = folder / f"{name}-{base.fingerprint[:12]}-{how.key}{more}.safetensors"
-    header = {"base_fingerprint": base.fingerprint, "recording": how.key}
-
-    def run(make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        if path.exists():
-            try:
-                tensors, found = load_tensors(path, kind=_KIND)
-                if found == header and tensors.keys() == layers.keys():
-                    return tensors
-            except (DamagedFile, InputError):
-                pass  # a cache is only a convenience
-        made = make()
-        save_tensors(path, made, header, kind=_KIND)
-        return made
-
-    return run
+def full_strength(part: Fused) -> Fused:
+    """A fused file of one as it was trained: on, at full strength in every block."""
+    (member,) = part.members
+    return replace(part, members=(replace(member, strength=1.0, blocks={}, on=True),))

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from fusion.activations import Recording, gather
+from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
 from fusion.fuse import check_together, fuse
 from fusion.measure import PLACES, Encoders, encoders_for, show
@@ -104,12 +104,10 @@ def _fusions(
     """method -> fused file at strength 1, and the methods that cannot take these concepts with the reason."""
     fusions, left_out = {}, {}
     for method in plan.methods:
-        recorded = None
-        if METHODS[method].needs_inputs:
-            tell(f"recording what the layers read, for {method}")
-            recorded = gather(base, parts, recording or Recording.of(METHODS[method].recording))
+        if METHODS[method].needs_base:
+            tell(f"looking at what the base and the concepts do, for {method}")
         try:
-            fusions[method] = fuse(parts, method=method, recorded=recorded)
+            fusions[method] = fuse(parts, method=method, base=base, recording=recording)
         except InputError as error:
             left_out[method] = str(error)
             tell(f"{method} is left out: {error}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fusion.activations import Recorded
-from fusion.methods import check_options, method_of
+from fusion.activations import Recorded, Recording, gather
+from fusion.methods import Progress, check_options, method_of
+from spectral_diffusion.base import Base
 from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
@@ -51,13 +53,18 @@ def fuse(
     *,
     options: Mapping[str, Any] | None = None,
     norm_control: bool | float | None = None,
+    base: Base | None = None,
+    recording: Recording | None = None,
     recorded: Recorded | None = None,
+    progress: Progress | None = None,
     regardless: bool = False,
 ) -> Fused:
     """Fuses concepts (or fused files of one, such as LoRAs) of one base in disjoint slices.
 
     `options` of the method: see `methods.METHODS`. `norm_control`: a cap (see `spectral_diffusion.norms`), True for
-    the default one, False for none, None for what the method has. `recorded`: inputs, for methods that need them.
+    the default one, False for none, None for what the method has. `base`: for methods that record inputs on it (in the
+    way of `recording`, None for the method's own), or are taught on it; `recorded`: inputs that are there already.
+    `progress(what, done, total)` is called while that lasts.
     `regardless`, for experiments: concepts in the same slice, or in scattered columns, are fused as well; what comes
     out is there to be measured, nothing else is promised.
     Raises InputError (nothing to fuse, a name twice, an unknown method, option or strength, inputs that are not
@@ -72,17 +79,28 @@ def fuse(
     chosen = method_of(method)
     if unknown := sorted(set(strengths) - {part.names[0] for part in parts}):
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")
-    if chosen.needs_inputs and recorded is None:
-        raise InputError(f"The method {method} needs recorded inputs: give the base to record them on.")
+    if base is None and (chosen.refine or (chosen.needs_inputs and recorded is None)):
+        raise InputError(f"The method {method} works on the base itself: give the base.")
     parts = [
         part.with_strengths({name: strengths[name] for name in part.names if name in strengths})
         for part in parts
     ]
+    if chosen.needs_inputs and recorded is None:
+        recorded = _recorded(base, parts, recording or Recording.of(chosen.recording), progress)
     fused = chosen.run(parts, options, recorded)
     made: dict[str, Any] = {"method": method, "options": options}
-    if chosen.needs_inputs and recorded is not None:
+    if chosen.needs_inputs:
         made["recording"] = recorded.how.facts()
+    if chosen.refine:
+        fused, made["measured"] = chosen.refine(base, parts, fused, options, progress)
     return replace(fused, made=made).with_norm_cap(_cap(norm_control, chosen.norm_cap))
+
+
+def _recorded(
+    base: Base, parts: Sequence[Fused], recording: Recording, progress: Progress | None
+) -> Recorded:
+    tell = partial(progress, "recording what the layers read") if progress else None
+    return gather(base, parts, recording, progress=tell)
 
 
 def as_part(concept: Concept | Fused) -> Fused:

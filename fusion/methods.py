@@ -8,19 +8,23 @@ concept's strength stays adjustable. Words are never mixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 from fusion import filters, merges
 from fusion.activations import Recorded
+from fusion.distil import Course, Progress, distil
 from fusion.interference import input_overlap
+from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.norms import DEFAULT_CAP
 
 Options = Mapping[str, Any]
 Run = Callable[[Sequence[Fused], Options, Recorded | None], Fused]
+# the base, the parts, what `run` gave -> the fused file, and facts to be kept in it
+Refine = Callable[[Base, Sequence[Fused], Fused, Options, Progress | None], tuple[Fused, dict[str, Any]]]
 
 # mean squared cosine of two concepts' inputs above which Orthogonal Adaptation's premise does not hold
 MOST_OVERLAP = 0.1
@@ -37,6 +41,13 @@ class Method:
     norm_cap: float | None = None  # for two concepts and more
     needs_inputs: bool = False  # recorded by `activations.gather`
     recording: Mapping[str, Any] = field(default_factory=dict)  # what it changes of `activations.Recording`
+    check: Callable[..., Any] | None = None  # of the options, before anything is computed; raises InputError
+    refine: Refine | None = None  # what follows on the base itself
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base has to be at hand, to record inputs or to be taught."""
+        return self.needs_inputs or self.refine is not None
 
 
 def joined(parts: Sequence[Fused]) -> Fused:
@@ -78,6 +89,19 @@ def filtered(parts: Sequence[Fused], options: Options, recorded: Recorded | None
     return joined(filters.filter_all(parts, recorded, filters.Weights(**options)))
 
 
+def start(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
+    """What distillation starts from: the filters, with demands that are all 1."""
+    return filtered(parts, _DEMANDS, recorded)
+
+
+def taught(
+    base: Base, parts: Sequence[Fused], fused: Fused, options: Options, progress: Progress | None
+) -> tuple[Fused, dict[str, Any]]:
+    """See `fusion.distil`."""
+    found = distil(base, parts, fused, Course(**options), progress)
+    return found.fused, {"error_before": found.before, "error_after": found.after}
+
+
 def ties(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
     """See `merges.ties_shares`."""
     density = merges.check_density(options["density"])
@@ -117,6 +141,7 @@ METHODS: dict[str, Method] = {
         "Mix-of-Show's gradient fusion, solved exactly instead of by L-BFGS",
         {**_DEMANDS, "neutral": 0.0, "ridge": 1e-6},
         needs_inputs=True,
+        check=filters.Weights,
         recording={"text_tokens": "all", "cross_tokens": "concept", "steps": 20},
     ),
     "filtered": Method(
@@ -125,6 +150,16 @@ METHODS: dict[str, Method] = {
         "each change passes only what its own concept feeds a layer, from recorded inputs, in closed form",
         _DEMANDS,
         needs_inputs=True,
+        check=filters.Weights,
+    ),
+    "distilled": Method(
+        start,
+        "ours",
+        "the filtered sum, taught on the base to answer as each concept does alone; takes minutes, keeps most",
+        asdict(Course()),
+        needs_inputs=True,
+        check=Course,
+        refine=taught,
     ),
     "ties": Method(
         ties, "others'", "TIES by PEFT: prune, elect signs, average what agrees", {"density": 0.5}
@@ -152,4 +187,7 @@ def check_options(name: str, options: Options) -> dict[str, Any]:
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"{option} of the method {name} must be a number, not {value!r}.")
-    return {**method.options, **options}
+    filled = {**method.options, **options}
+    if method.check:
+        method.check(**filled)
+    return filled

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from fusion.activations import Recording, gather
+from fusion.activations import Recording
 from fusion.fuse import as_part, fuse, open_concepts
-from fusion.methods import check_options, method_of
+from fusion.methods import Progress, check_options, method_of
 from fusion.recipe import Ingredient, Recipe
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
@@ -22,26 +22,26 @@ def run(
     recipe: Recipe,
     libraries: Sequence[Path | str],
     base: Callable[[], Base] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Fused:
-    """Fuses what the recipe says. `base` is called, once, only for LoRAs and for methods that record inputs.
+    """Fuses what the recipe says. `base` is called, once, only for LoRAs and for methods that work on it.
 
-    Raises what `open_concepts` and `fuse` raise, and InputError for a concept that is not the one the recipe
-    was made with.
+    `progress`: see `fuse`. Raises what `open_concepts` and `fuse` raise, and InputError for a concept that is not the
+    one the recipe was made with.
     """
     check_options(recipe.method, recipe.options)  # before anything is opened, as the next line
     how = Recording.of({**method_of(recipe.method).recording, **recipe.recording})
     base = base and cache(base)
     parts = [_part(one, recipe.libraries or libraries, base) for one in recipe.concepts]
-    recorded = None
-    if method_of(recipe.method).needs_inputs and base is not None:
-        recorded = gather(base(), parts, how, progress=progress)
+    method = method_of(recipe.method)
     fused = fuse(
         parts,
         method=recipe.method,
         options=recipe.options,
         norm_control=recipe.norm_control,
-        recorded=recorded,
+        base=base() if base is not None and method.needs_base else None,
+        recording=how,
+        progress=progress,
     )
     for one in recipe.concepts:
         fused = fused.with_blocks(one.name, one.blocks).switched(one.name, one.on)

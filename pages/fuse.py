@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from concepts.samples import take_samples
 from pages import choices, commands
+from pages.background import telling
 from pages.compare import Comparison
 from pages.files import served
 from pages.measure import Measure, page_of
@@ -18,6 +21,9 @@ from pages.status import status
 from pages.studio import Studio
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.slices import check_name
+
+if TYPE_CHECKING:
+    from spectral_diffusion.fused import Fused
 
 MEMBERS = 12  # concepts that get a slider
 _FEW = "Tick two or more concepts."
@@ -126,19 +132,31 @@ class Fuse:
         """Clashes of the ticked concepts, and a slider for each."""
         return [self._clashes(names), *_sliders(names, {})]
 
-    def fuse(self, names: list[str], method: str, norm: str, name: str, *strengths: float) -> list[Any]:
-        """Writes the fused file into the library's `fused/`."""
+    def fuse(
+        self, names: list[str], method: str, norm: str, name: str, *strengths: float
+    ) -> Iterator[list[Any]]:
+        """Writes the fused file into the library's `fused/`, telling how far it is where that takes a while."""
         from fusion.fuse import summary
         from fusion.run import run
 
         path = self._new_file(name)
         recipe = self._recipe(names, method, norm, strengths)
-        with self.studio.turns.taken():
-            fused = run(recipe, [self.studio.library], self.studio.base)
+        made: list[Fused] = []
+
+        def work(tell: Callable[[str], None]) -> None:
+            def progress(what: str, done: int, total: int) -> None:
+                tell(f"{what}: {done} of {total}")
+
+            with self.studio.turns.taken():
+                made.append(run(recipe, [self.studio.library], self.studio.base, progress))
+
+        for lines in telling(work, threading.Event()):
+            yield [lines[-1], gr.skip(), gr.skip()]
+        (fused,) = made
         fused.save(path)
         lines = [f"fused/{path.name}: {len(fused.layers())} layers of {fused.base_name}", *summary(fused)]
         ticked, files, *_ = self.refresh(names, f"fused:{path.stem}")
-        return ["\n".join(lines), ticked, files]
+        yield ["\n".join(lines), ticked, files]
 
     def show(self, id_: str | None) -> list[Any]:
         """The recipe of the chosen file."""

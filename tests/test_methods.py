@@ -53,15 +53,21 @@ def orthonormal(concept):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_a_fused_file_of_all_concepts_still_adjustable(trio, recorded, tmp_path, method):
+def test_every_method_gives_a_fused_file_of_all_concepts_still_adjustable(
+    base, pristine, trio, recorded, tmp_path, method
+):
     concepts = [orthonormal(concept) for concept in trio]
-    fused = fuse(concepts, {"mia": 0.5}, method, recorded=recorded)
+    options = {"steps": 2, "drawings": 1} if method == "distilled" else {}
+    how = {"base": base} if method == "distilled" else {}
+    fused = fuse(concepts, {"mia": 0.5}, method, options=options, recorded=recorded, **how)
     fused.save(tmp_path / "trio.safetensors")
     loaded = Fused.load(tmp_path / "trio.safetensors")
     assert loaded.members == fused.members and loaded.names == ["rex", "mia", "nox"]
-    wanted = {"method": method, "options": METHODS[method].options}
+    wanted = {"method": method, "options": {**METHODS[method].options, **options}}
     if METHODS[method].needs_inputs:
         wanted["recording"] = Recording().facts()
+    if method == "distilled":
+        wanted["measured"] = fused.made["measured"]
     assert loaded.made == wanted
     layer = fused.layers()[7]
     free = loaded.with_norm_cap(None)
@@ -100,6 +106,10 @@ def test_every_method_says_whose_it_is_in_one_line():
         ("dare", {"density": 1.5}, "density must be above 0 and at most 1, not 1.5"),
         ("dare", {"seed": 0.5}, "seed must be a whole number from 0 on"),
         ("svd", {"rank": 1.5}, "rank must be a whole number from 1 on"),
+        ("distilled", {"steps": 0}, "steps must be a whole number from 1 on, not 0"),
+        ("distilled", {"batch": 2.5}, "batch must be a whole number from 2 on, not 2.5"),
+        ("distilled", {"rate": float("nan")}, "rate must be a number from 0 on, not nan"),
+        ("distilled", {"neutral": 1}, "neutral must be at least 0 and below 1, not 1"),
     ],
 )
 def test_a_wrong_option_is_told(trio, recorded, method, options, said):
@@ -108,7 +118,7 @@ def test_a_wrong_option_is_told(trio, recorded, method, options, said):
 
 
 def test_methods_that_need_inputs_say_so(trio, recorded):
-    with pytest.raises(InputError, match="The method filtered needs recorded inputs"):
+    with pytest.raises(InputError, match="The method filtered works on the base itself: give the base"):
         fuse(trio, method="filtered")
     with pytest.raises(InputError, match="The inputs of mia are not recorded"):
         fuse(trio, method="filtered", recorded=replace(recorded, own={"rex": recorded.own["rex"]}))

@@ -75,7 +75,7 @@ def test_a_fusion_is_made_shown_measured_from_its_weights_and_drawn_with(studio,
     from pages.measure import Measure
 
     page = Fuse(studio)
-    said, _, files = page.fuse(["rex", "mia"], "spectral", "", "duo", 0.5, 1.0, *[1.0] * 10)
+    *_, (said, _, files) = page.fuse(["rex", "mia"], "spectral", "", "duo", 0.5, 1.0, *[1.0] * 10)
     assert "fused/duo.safetensors" in said and files["value"] == "fused:duo"
     assert choices.chosen(studio, "fused:duo").strengths == (0.5, 1.0)
     assert "strength = 0.5" in page.show("fused:duo")[0]
@@ -83,10 +83,12 @@ def test_a_fusion_is_made_shown_measured_from_its_weights_and_drawn_with(studio,
     _, report = Measure(studio).judge_weights("fused:duo")
     assert 'sandbox=""' in report and "<script" not in report
     assert draw(generate, "fused:duo", prompt="a <rex> and <mia>")[-1][2]
+    told = [line for line, *_ in page.fuse(["rex", "mia"], "filtered", "", "apart", *[1.0] * 12)]
+    assert "recording what the layers read: 3 of 3" in told and "fused/apart" in told[-1]
     with one_sentence("already"):
-        page.fuse(["rex"], "spectral", "", "duo", *[1.0] * 12)
+        list(page.fuse(["rex"], "spectral", "", "duo", *[1.0] * 12))
     with one_sentence("cannot name"):
-        page.fuse(["rex"], "spectral", "", "../duo", *[1.0] * 12)
+        list(page.fuse(["rex"], "spectral", "", "../duo", *[1.0] * 12))
 
 
 def test_a_fusion_is_baked_and_its_methods_compared_only_with_photos(studio, base):
@@ -95,7 +97,7 @@ def test_a_fusion_is_baked_and_its_methods_compared_only_with_photos(studio, bas
     from spectral_diffusion.base import load_base
 
     page = Fuse(studio)
-    page.fuse(["rex"], "spectral", "", "one", *[1.0] * 12)
+    list(page.fuse(["rex"], "spectral", "", "one", *[1.0] * 12))
     assert "diffusers folder" in page.bake_it("fused:one")
     baked = load_base(str(studio.library / "baked" / "one"))
     assert baked.size == base.size and baked.fingerprint != base.fingerprint

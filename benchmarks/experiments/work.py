@@ -20,10 +20,8 @@ from concepts.dataset import read_folder
 from concepts.settings import Settings
 from concepts.trainer import Options, train
 from fusion import interference
-from fusion.activations import Recording, gather
 from fusion.fuse import fuse
 from fusion.measure import PLACES, show
-from fusion.methods import METHODS
 from fusion.photos import read_photos
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base, load_base
@@ -171,11 +169,8 @@ def _fusion(name: str, files: tuple[str, ...], how: str) -> Fused:
     """Fused at strength 1; kept for the next drawings of the same fusion."""
     method, options, norm_control, regardless = json.loads(how)
     parts = [Fused.of(Concept.load(file)) for file in files]
-    recorded = None
-    if METHODS[method].needs_inputs:
-        recorded = gather(_base(name), parts, Recording.of(METHODS[method].recording))
-    more = {"options": options, "norm_control": norm_control, "recorded": recorded, "regardless": regardless}
-    return fuse(parts, method=method, **more)
+    more = {"options": options, "norm_control": norm_control, "regardless": regardless}
+    return fuse(parts, method=method, base=_base(name), **more)
 
 
 def _overlaps(base: Base, job: Overlaps, out: Path) -> Record:

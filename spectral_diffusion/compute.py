@@ -1,10 +1,11 @@
-"""How the base computes while a concept is trained; what it computes stays the same."""
+"""How the base computes while something is trained on it; what it computes stays the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from spectral_diffusion.base import Base
@@ -48,3 +49,12 @@ def plain_attention(base: Base) -> Iterator[None]:
     finally:
         unet.set_attn_processor(before)
         text_encoder.set_attn_implementation(spoken)
+
+
+def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that the frozen model multiplies in, None for fp32; `auto` asks what the device does natively."""
+    if precision != "auto":
+        return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
