@@ -30,7 +30,8 @@ from spectral_diffusion.words import Words, layerwise
 Progress = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 Factors = tuple[Tensor, Tensor]
 _WARM_UP, _CLIP = 20, 1.0
-_TEST = 8  # every so manieth answer is kept to measure by, and not learned from
+# every so manieth answer is kept to measure by, and not learned from; odd, so that they are not all about one prompt
+_TEST = 9
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Course:
     word_rate: float = 3e-3
     neutral: float = 0.25
     batch: int = 8
-    drawings: int = 8  # of each concept alone, to ask it
+    drawings: int = 16  # of each concept alone, to ask it
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from benchmarks.experiments.runner import Experiment, Records
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "spectral": ("additive", {"method": "spectral"}),
     "filtered": ("additive", {"method": "filtered"}),
+    "distilled": ("additive", {"method": "distilled"}),
     "gradient": ("additive", {"method": "gradient"}),
     "mean": ("additive", {"method": "mean"}),
     "orthogonal": ("orthogonal", {"method": "orthogonal"}),
