@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fusion import answers
 from fusion.answers import ask, gather_answers
 from fusion.distil import Course, balanced, distil
-from fusion.fuse import fuse
+from fusion.fuse import fuse, summary
 from spectral_diffusion.errors import BaseMismatch
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.words import layerwise
@@ -106,3 +106,19 @@ def test_projections_and_layerwise_words_are_taught_as_well(base, pristine, part
     start = fuse([part, parts[1]], method="sum")
     taught = distil(base, [part, parts[1]], start, replace(QUICK, steps=3)).fused
     assert len(taught.words["<rex-1>"]) == 16 and not taught.delta(key).equal(start.delta(key))
+
+
+def test_what_teaching_brought_is_kept_and_told(base, pristine, parts, tmp_path):
+    told = []
+    options = {"steps": 2, "drawings": 1}
+    fused = fuse(
+        parts, method="distilled", options=options, base=base, progress=lambda *at: told.append(at[0])
+    )
+    fused.save(tmp_path / "duo.safetensors")
+    assert dict.fromkeys(told).keys() == {
+        "recording what the layers read", "asking each concept", "teaching them together"
+    }  # fmt: skip
+    assert (
+        "Taught: the error beside each concept alone went from"
+        in summary(Fused.load(tmp_path / "duo.safetensors"))[-1]
+    )
