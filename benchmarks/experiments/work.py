@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from benchmarks.experiments.jobs import Drawing, Job, Overlaps, Part, Record, Training, file_of, key_of
@@ -22,6 +24,7 @@ from concepts.trainer import Options, train
 from fusion import interference
 from fusion.fuse import fuse
 from fusion.measure import PLACES, show
+from fusion.methods import METHODS
 from fusion.photos import read_photos
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base, load_base
@@ -160,17 +163,25 @@ def _fused(base: Base, name: str, job: Drawing, out: Path) -> Fused | None:
         (file,) = files
         return Fused.of(Concept.load(file), job.strength)
     how = json.dumps([job.method, dict(job.options), job.norm_control, job.regardless])
-    fused = _fusion(name, files, how)
+    fused = _fusion(name, files, how, out)
     return fused.with_strengths({m.name: m.strength * job.strength for m in fused.members})
 
 
 @lru_cache(maxsize=2)
-def _fusion(name: str, files: tuple[str, ...], how: str) -> Fused:
-    """Fused at strength 1; kept for the next drawings of the same fusion."""
+def _fusion(name: str, files: tuple[str, ...], how: str, out: Path) -> Fused:
+    """Fused at strength 1; kept for the next drawings of the same fusion, in a file if it takes minutes to make."""
     method, options, norm_control, regardless = json.loads(how)
     parts = [Fused.of(Concept.load(file)) for file in files]
     more = {"options": options, "norm_control": norm_control, "regardless": regardless}
-    return fuse(parts, method=method, base=_base(name), **more)
+    if METHODS[method].refine is None:
+        return fuse(parts, method=method, base=_base(name), **more)
+    about = json.dumps([how, [part.members[0].sha256 for part in parts], METHODS[method].options])
+    path = out / "fusions" / f"{method}-{hashlib.sha256(about.encode()).hexdigest()[:12]}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # the other workers wait for the first
+        if not path.exists():
+            fuse(parts, method=method, base=_base(name), **more).save(path)
+    return Fused.load(path)
 
 
 def _overlaps(base: Base, job: Overlaps, out: Path) -> Record:
