@@ -32,6 +32,7 @@ Factors = tuple[Tensor, Tensor]
 _WARM_UP, _CLIP = 20, 1.0
 # every so manieth answer is kept to measure by, and not learned from; odd, so that they are not all about one prompt
 _TEST = 9
+_WORSE = 2.0  # how much larger the error may have become; NaN never is allowed
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def distil(
     """Teaches `start`, a fusion of `parts` (fused files of one), what each part says alone at full strength.
 
     Members keep their names, slices, ranks and strengths; they are taught at strength 1, without norm control.
-    Deterministic on the CPU. Raises BaseMismatch.
+    Deterministic on the CPU. Raises BaseMismatch, and InputError where it came out far worse than it began.
     """
     tell = progress or (lambda what, done, total: None)
     asked = gather_answers(
@@ -90,6 +91,11 @@ def distil(
             student.learn(_drawn(learned, plain, course, step), course, step)
         tell("teaching them together", course.steps, course.steps)
         after = student.error(tests)
+        if not after < _WORSE * before:
+            raise InputError(
+                f"Teaching made the fusion worse (error {before:.2g} before, {after:.2g} after): "
+                f"give a smaller rate, such as {course.rate / 5:.0e}."
+            )
         return Distilled(student.fused(), before, after)
 
 
@@ -124,6 +130,8 @@ class _Student:
         ]
         groups = [{"params": self._factors}, {"params": list(self.words.parameters())}]
         self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        # fp16 has no numbers as small as these gradients
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
 
     def learn(self, answers: Answers, course: Course, step: int) -> None:
         """One step of Adam: a short warm-up, then a cosine down to 0."""
@@ -132,9 +140,11 @@ class _Student:
             group["lr"] = peak * shape
         self._optimiser.zero_grad()
         with torch.enable_grad():
-            self._errors(answers).mean().backward()
+            self._scaler.scale(self._errors(answers).mean()).backward()
+        self._scaler.unscale_(self._optimiser)
         nn.utils.clip_grad_norm_(self._factors, _CLIP)
-        self._optimiser.step()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
 
     @torch.no_grad()
     def error(self, answers: Answers, batch: int = 16) -> float:

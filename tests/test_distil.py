@@ -12,7 +12,7 @@ from fusion import answers
 from fusion.answers import ask, gather_answers
 from fusion.distil import Course, balanced, distil
 from fusion.fuse import fuse, summary
-from spectral_diffusion.errors import BaseMismatch
+from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.words import layerwise
 
@@ -83,6 +83,12 @@ def test_twice_taught_is_twice_the_same_and_words_are_taught_as_well(base, prist
     assert one.delta(layer).equal(two.delta(layer)) and not one.delta(layer).equal(start.delta(layer))
     assert one.words["<mia-1>"].equal(two.words["<mia-1>"])
     assert not one.words["<mia-1>"].equal(start.words["<mia-1>"])
+
+
+def test_a_rate_that_ruins_the_fusion_is_told_and_the_base_is_as_it_was(base, pristine, parts):
+    start = fuse(parts, method="sum")
+    with pytest.raises(InputError, match="give a smaller rate, such as 2e"):
+        distil(base, parts, start, replace(QUICK, steps=3, rate=1e4))
 
 
 def test_without_rates_nothing_changes_but_rounding(base, pristine, parts):
