@@ -99,6 +99,21 @@ def test_keys_draw_and_interrupt_and_a_drawing_can_go_on_until_then(visit, home)
     expect(told(panel, "Nothing is being drawn.")).to_be_visible()
 
 
+def _interrupt_idle(panel):
+    """Presses Interrupt where nothing is drawn any more, and is told so.
+
+    Gradio sends the last words of a drawing again when it has ended; where they come in behind what Interrupt said, it
+    is pressed once more.
+    """
+    for patience in (5_000, 5_000, None):
+        panel.get_by_role("button", name="Interrupt (Esc)").click()
+        try:
+            return expect(told(panel, "Nothing is being drawn.")).to_be_visible(timeout=patience)
+        except AssertionError:
+            if patience is None:
+                raise
+
+
 def test_two_browsers_draw_in_turns_and_see_only_their_own(visiting):
     with visiting() as ann, visiting() as bob:
         first, second = ann.go("Generate"), bob.go("Generate")
@@ -111,8 +126,7 @@ def test_two_browsers_draw_in_turns_and_see_only_their_own(visiting):
         expect(told(second, "Done.")).to_be_visible()  # although the other one never ends
         expect(second.get_by_label("Thumbnail 1 of 1").first).to_be_visible()
         expect(told(first, "until it is interrupted")).to_be_visible()
-        second.get_by_role("button", name="Interrupt (Esc)").click()
-        expect(told(second, "Nothing is being drawn.")).to_be_visible()  # not the other one's
+        _interrupt_idle(second)  # not the other one's
         first.get_by_role("button", name="Interrupt (Esc)").click()
         expect(told(first, "Interrupted.")).to_be_visible()
         expect(first.get_by_label("Prompt", exact=True)).to_have_value("a red ball")
