@@ -211,14 +211,8 @@ def gather(
         return once(path, "moments", header, layers, lambda: record(base, fused, subjects, how, layers))
 
     own = {}
-    for done, part in enumerate(parts):
-        (member,) = part.members
-        part.check_base(base)
-        own[member.name] = recorded(
-            f"{member.name}-{member.sha256[:16]}", full_strength(part), [f"<{member.name}>"]
-        )
-        if progress:
-            progress(done + 1, len(parts) + 1)
+    for name, key, alone in each_alone(base, parts, progress):
+        own[name] = recorded(key, alone, [f"<{name}>"])
     classes = sorted({word for part in parts for word in part.classes.values()})
     tag = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
     neutral = recorded(f"neutral-{tag}", None, [f"a {word}" for word in classes])
@@ -227,7 +221,17 @@ def gather(
     return Recorded(own, neutral, how)
 
 
-def full_strength(part: Fused) -> Fused:
-    """A fused file of one as it was trained: on, at full strength in every block."""
-    (member,) = part.members
-    return replace(part, members=(replace(member, strength=1.0, blocks={}, on=True),))
+def each_alone(
+    base: Base, parts: Sequence[Fused], progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, str, Fused]]:
+    """Name, a key for files about it, and the concept as it was trained: on, at full strength in every block.
+
+    `parts`: fused files of one. `progress` counts them and one more, for the neutral. Raises BaseMismatch.
+    """
+    for done, part in enumerate(parts):
+        (member,) = part.members
+        part.check_base(base)
+        alone = replace(part, members=(replace(member, strength=1.0, blocks={}, on=True),))
+        yield member.name, f"{member.name}-{member.sha256[:16]}", alone
+        if progress:
+            progress(done + 1, len(parts) + 1)

@@ -8,14 +8,14 @@ needed, and nobody has to meet: the concept's file is its own teacher.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fusion.activations import full_strength
+from fusion.activations import each_alone
 from fusion.cache import folder_of, once
 from spectral_diffusion.base import Base
 from spectral_diffusion.fused import Fused, applied
@@ -96,15 +96,12 @@ def ask(base: Base, fused: Fused | None, prompts: Sequence[str], seed: int) -> A
     """Draws `prompts` with `fused` in the base (None: the bare base) and keeps what the UNet says on the way."""
     pipeline = base.pipeline
     sampler, unet = make_sampler(pipeline, "DPM++ 2M"), pipeline.unet
-    expanded = [expand(prompt, fused.names if fused else ()) for prompt in prompts]
     rng = torch.Generator().manual_seed(seed)
     found = []
     with applied(base, fused) as words:
-        for start in range(0, len(prompts), _BATCH):
-            part = expanded[start : start + _BATCH]
-            told = [*part, *[""] * len(part)]
+        for told in _batches(prompts, fused):
             text = words.encode(pipeline.text_encoder, told)
-            size = (len(part), unet.config.in_channels, *[unet.config.sample_size] * 2)
+            size = (len(told) // 2, unet.config.in_channels, *[unet.config.sample_size] * 2)
             sampler.set_timesteps(STEPS, device=pipeline.device)
             latents = torch.randn(size, generator=rng).to(text) * sampler.init_noise_sigma
             with layerwise(unet, words.layers):
@@ -117,6 +114,14 @@ def ask(base: Base, fused: Fused | None, prompts: Sequence[str], seed: int) -> A
                     guided = without + GUIDANCE * (with_prompt - without)
                     latents = sampler.step(guided, t, latents).prev_sample
     return joined(found)
+
+
+def _batches(prompts: Sequence[str], fused: Fused | None) -> Iterator[list[str]]:
+    """What one batch is told: some prompts, expanded, and then as many empty ones."""
+    expanded = [expand(prompt, fused.names if fused else ()) for prompt in prompts]
+    for start in range(0, len(expanded), _BATCH):
+        part = expanded[start : start + _BATCH]
+        yield [*part, *[""] * len(part)]
 
 
 def gather_answers(
@@ -149,27 +154,13 @@ def gather_answers(
             return {"noisy": made.noisy, "timesteps": made.timesteps, "said": made.said}
 
         tensors = once(path, "answers", header, ("noisy", "timesteps", "said"), make)
-        return Answers(**tensors, prompts=_told(prompts, fused))
+        told = [prompt for told in _batches(prompts, fused) for prompt in told * STEPS]
+        return Answers(**tensors, prompts=told)
 
     found: dict[str | None, Answers] = {}
-    for done, part in enumerate(parts):
-        (member,) = part.members
-        part.check_base(base)
-        own = own_prompts(member.name, drawings)
-        found[member.name] = answers(f"{member.name}-{member.sha256[:16]}", full_strength(part), own)
-        if progress:
-            progress(done + 1, len(parts) + 1)
+    for name, key, alone in each_alone(base, parts, progress):
+        found[name] = answers(key, alone, own_prompts(name, drawings))
     found[None] = answers("plain", None, plain_prompts(classes, 2 * drawings))
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return found
-
-
-def _told(prompts: Sequence[str], fused: Fused | None) -> list[str]:
-    """The prompts of the rows that `ask` keeps, in their order."""
-    expanded = [expand(prompt, fused.names if fused else ()) for prompt in prompts]
-    told = []
-    for start in range(0, len(expanded), _BATCH):
-        part = expanded[start : start + _BATCH]
-        told += [*part, *[""] * len(part)] * STEPS
-    return told

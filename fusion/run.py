@@ -30,10 +30,10 @@ def run(
     one the recipe was made with.
     """
     check_options(recipe.method, recipe.options)  # before anything is opened, as the next line
-    how = Recording.of({**method_of(recipe.method).recording, **recipe.recording})
+    method = method_of(recipe.method)
+    how = Recording.of({**method.recording, **recipe.recording})
     base = base and cache(base)
     parts = [_part(one, recipe.libraries or libraries, base) for one in recipe.concepts]
-    method = method_of(recipe.method)
     fused = fuse(
         parts,
         method=recipe.method,

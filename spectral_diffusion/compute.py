@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 
 from spectral_diffusion.base import Base
 
@@ -40,6 +39,8 @@ def plain_attention(base: Base) -> Iterator[None]:
     if not small_on_cpu(base):
         yield
         return
+    from diffusers.models.attention_processor import AttnProcessor  # slow to import
+
     unet, text_encoder = base.pipeline.unet, base.pipeline.text_encoder
     before, spoken = unet.attn_processors, text_encoder.config._attn_implementation
     unet.set_attn_processor(AttnProcessor())

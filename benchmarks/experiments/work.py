@@ -172,15 +172,15 @@ def _fusion(name: str, files: tuple[str, ...], how: str, out: Path) -> Fused:
     """Fused at strength 1; kept for the next drawings of the same fusion, in a file if it takes minutes to make."""
     method, options, norm_control, regardless = json.loads(how)
     parts = [Fused.of(Concept.load(file)) for file in files]
-    more = {"options": options, "norm_control": norm_control, "regardless": regardless}
+    more = {"options": options, "norm_control": norm_control, "regardless": regardless, "base": _base(name)}
     if METHODS[method].refine is None:
-        return fuse(parts, method=method, base=_base(name), **more)
+        return fuse(parts, method=method, **more)
     about = json.dumps([how, [part.members[0].sha256 for part in parts], METHODS[method].options])
     path = out / "fusions" / f"{method}-{hashlib.sha256(about.encode()).hexdigest()[:12]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the other workers wait for the first
         if not path.exists():
-            fuse(parts, method=method, base=_base(name), **more).save(path)
+            fuse(parts, method=method, **more).save(path)
     return Fused.load(path)
 
 
