@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/benchmarks/full_size.json"))
     parser.add_argument("--folder", type=Path, help="where the model files go; a temporary folder by default")
     arguments = parser.parse_args()
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         record = measured(Path(folder), lambda text: print(text, flush=True))
     with atomic_write(arguments.output) as file:
