@@ -9,7 +9,6 @@ by `full_size`.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import random_base, random_concept
-from benchmarks.record import arguments, write
+from benchmarks.record import arguments, scratch, write
 from fusion.fuse import fuse
 from spectral_diffusion.base import Base, load_base, quiet
 from spectral_diffusion.concept import Concept
@@ -94,8 +93,7 @@ def main() -> None:
     clock = Clock()
     with quiet():
         base = load_base("toybox") if chosen.quick else random_base()
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        folder = Path(name)
+    with scratch(chosen.folder) as folder:
         fused = ours(base, folder, clock)
         theirs(base, fused, folder, clock)
         sizes = {path.name: size(path) for path in sorted(folder.iterdir())}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import machine
+from benchmarks.record import machine, scratch
 from benchmarks.sd15 import random_model
 from spectral_diffusion.base import Base, load_base, quiet
 from spectral_diffusion.concept import Concept
@@ -183,10 +182,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/benchmarks/full_size.json"))
     parser.add_argument("--folder", type=Path, help="where the model files go; a temporary folder by default")
     arguments = parser.parse_args()
-    if arguments.folder:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        record = measured(Path(folder), lambda text: print(text, flush=True))
+    with scratch(arguments.folder) as folder:
+        record = measured(folder, lambda text: print(text, flush=True))
     with atomic_write(arguments.output) as file:
         file.write(json.dumps(record, indent=2).encode())
     print(json.dumps(record, indent=2))

@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ def arguments(about: str, name: str) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="smaller and fewer, under a minute: no figures to quote"
     )
     return parser
+
+
+@contextmanager
+def scratch(parent: Path | None) -> Iterator[Path]:
+    """A temporary folder inside `parent`, which is made if it is not there; None: where the system has its own."""
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
 
 
 def seconds(run: Callable[[], Any]) -> float:
