@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from concepts.dataset import Example
 from concepts.latent_cache import Posterior, cached, entry_name, prune, vae_key
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.files import finite
 
 ZOOM = 0.82  # the tightest crop, as a fraction of the picture's side
 _TOGETHER = 8  # crops the VAE sees at once
@@ -158,7 +159,7 @@ def _posterior(vae: AutoencoderKL, pixels: np.ndarray, example: Example, path: P
         # In the layout the cache gives back: pixels are channels last, so the answer is too, and convolutions
         # round otherwise then: the run that fills the cache would differ from all later ones in the last bit.
         made = Posterior(*(t.float().cpu().contiguous() for t in together))
-        if not all(t.isfinite().all() for t in made):
+        if not all(finite(t) for t in made):
             raise InputError(
                 f"{example.path} overflows the base's VAE in {vae.dtype}: train in fp32 or bf16."
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.files import Shapes, atomic_write, packed_header
+from spectral_diffusion.files import Shapes, atomic_write, finite, packed_header
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def plain_bytes(path: Path | str, key: str, tensor: Tensor, dtype: torch.dtype) 
     import torch
 
     stored = tensor.detach().to("cpu", dtype).contiguous()
-    if not stored.isfinite().all():
+    if not finite(stored):
         raise InputError(f"{path} is not written: {key} holds a number that is not finite in {dtype}.")
     return stored.reshape(-1).view(torch.uint8).numpy().data
 

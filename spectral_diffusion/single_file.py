@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.files import finite
 from spectral_diffusion.model_file import (
     PRECISIONS,
     UNET,
@@ -239,13 +241,14 @@ def _fill(model: nn.Module, source: Source, dtype: torch.dtype) -> None:
 
 def _check_numbers(path: Path, name: str, stored: torch.Tensor, tensor: torch.Tensor) -> None:
     """`stored` is as in the file, `tensor` as it will act."""
-    if not tensor.isfinite().all():
-        if stored.float().isfinite().all():
+    low, high = (extreme.item() for extreme in tensor.aminmax())  # one pass tells both
+    if not (isfinite(low) and isfinite(high)):
+        if finite(stored.float()):
             raise InputError(
                 f"{path} has numbers too large for {tensor.dtype} ({name}): load it in fp32 or bf16."
             )
         raise DamagedFile(f"{path} is damaged: {name} holds a number that is not finite; download it again.")
-    if tensor.ndim > 1 and not tensor.any():
+    if tensor.ndim > 1 and low == high == 0:
         raise DamagedFile(
             f"{path} is damaged: {name} is all zeros; the download did not finish, start it again."
         )

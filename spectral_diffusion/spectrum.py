@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.files import finite
 from spectral_diffusion.triplets import Triplets, as_matrix, top_triplets
 
 CACHE_VARIABLE = "SPECTRAL_DIFFUSION_CACHE"
@@ -199,6 +200,6 @@ def _checked(path: Path, tensors: Mapping[str, Tensor], name: str, weight: Tenso
     triplets = Triplets(*(tensors.get(f"{name}.{part}", torch.empty(0)) for part in Triplets._fields))
     if [tuple(t.shape) for t in triplets] != [(out, k), (k,), (width, k)]:
         raise DamagedFile(f"The spectrum cache {path} has wrong shapes for layer {name}.")
-    if not all(torch.isfinite(t).all() for t in triplets):
+    if not all(finite(t) for t in triplets):
         raise DamagedFile(f"The spectrum cache {path} holds numbers that are not finite in layer {name}.")
     return triplets

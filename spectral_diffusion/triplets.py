@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.files import finite
 
 # Below this ratio S[k-1] / S[0] the Gram matrix, which squares it, no longer gives fp32 accuracy.
 GRAM_SAFE_RATIO = 1e-3
@@ -54,7 +55,7 @@ def top_triplets(weight: Tensor, k: int) -> Triplets:
     entry of every column of U is positive.
     """
     matrix = as_matrix(weight.detach())
-    if not torch.isfinite(matrix).all():
+    if not finite(matrix):
         raise InputError(
             "The weight holds numbers that are not finite, so it has no spectrum: check the base."
         )

@@ -17,6 +17,7 @@ from spectral_diffusion.files import (
     atomic_folder,
     atomic_write,
     check_shapes,
+    finite,
     load_tensors,
     read_header,
     save_tensors,
@@ -97,6 +98,19 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, numb
     save_file(bad, tmp_path / "x.safetensors", {HEADER_KEY: '{"kind": "thing", "version": 1}'})
     with pytest.raises(DamagedFile, match="a holds a number that is not finite"):
         load_tensors(tmp_path / "x.safetensors", kind="thing")
+
+
+@given(
+    size=st.integers(0, 300),
+    bad=st.one_of(st.none(), st.sampled_from([float("nan"), float("inf"), -float("inf")])),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    data=st.data(),
+)
+def test_finite_finds_one_bad_number_anywhere(size, bad, dtype, data):
+    tensor = torch.linspace(-5, 5, size).to(dtype)
+    if bad is not None and size:
+        tensor[data.draw(st.integers(0, size - 1))] = bad
+    assert finite(tensor) is bool(tensor.isfinite().all())
 
 
 PICKLE = b"\x80\x02}q\x00."
