@@ -236,7 +236,7 @@ def _columns(
     ledger = ledgers[fingerprint][0] if fingerprint in ledgers else None
     trained = [card for card in cards.values() if card["base_fingerprint"] == fingerprint]
     name = (ledger and ledger.base_name) or next((card["base_name"] for card in trained), None)
-    width = (ledger and ledger.width) or min(map(width_of, trained), default=None)
+    width = (ledger and ledger.width) or min(filter(None, map(width_of, trained)), default=None)
     mine = [replace(o, base_name=o.base_name or name) for o in owners if o.fingerprint == fingerprint]
     placed = sorted((o for o in mine if o.slice is not None), key=lambda o: (o.slice, o.name))
     free = sorted((o for o in mine if o.slice is None), key=lambda o: o.name)

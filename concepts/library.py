@@ -117,7 +117,8 @@ def _opened(file: Path) -> tuple[Concept, torch.dtype]:
     from spectral_diffusion.concept import DTYPES, Concept  # here, for it imports torch
 
     concept, card = Concept.load(file), read_card(file)
-    if concept.slice is not None and concept.slice.end > width_of(card):
+    width = width_of(card)
+    if None not in (concept.slice, width) and concept.slice.end > width:
         raise DamagedFile(f"{file} is damaged: its layers have no columns {concept.slice}.")
     return concept, DTYPES[card["dtype"]]
 

@@ -193,13 +193,22 @@ class _Training:
             concept = Concept.load(self.path)
         else:
             concept = _measured(self.base, concept, self.held or self.examples, self.tell)
-            concept.save(self.path)
+            concept = self._written(concept)
         ledger.finish(self.settings.name)
         if not self.options.keep_checkpoints:
             checkpoint.prune(self.folder, 0)
         with opened(self.folder) as log:
             log.write(event="done", step=concept.card.get("step", self.settings.steps), file=str(self.path))
         return concept
+
+    def _written(self, concept: Concept) -> Concept:
+        """The concept as its new file gives it back; what cannot be read again is no file, and loses nothing."""
+        concept.save(self.path)
+        try:
+            return Concept.load(self.path)
+        except SpectralError:
+            self.path.unlink()
+            raise
 
     def _give_up(self, ledger: Ledger | FreeName, new: bool) -> None:
         """Frees what is worth nothing; a good checkpoint keeps its slice."""

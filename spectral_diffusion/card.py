@@ -63,12 +63,13 @@ def place_of(form: str, owned: Slice | None, rank: int) -> str:
     return f"{form} of rank {rank}" if owned is None else f"columns {owned}"
 
 
-def width_of(card: Mapping[str, Any]) -> int:
-    """The columns that each of the concept's layers has: at least those of its base."""
-    sizes = [size for shape in card["layers"].values() for size in shape]
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+def width_of(card: Mapping[str, Any]) -> int | None:
+    """The columns that each of the concept's layers has: at least those of its base; None if it has words alone."""
+    shapes = card["layers"].values()
+    sizes = [size for shape in shapes for size in shape]
+    if len(sizes) != 2 * len(shapes) or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError("its layers are no table of sizes")
-    return min(sizes)
+    return min(sizes, default=None)
 
 
 def layer_shapes(form: Form, out_features: int, in_features: int, rank: int) -> dict[str, Shape]:

@@ -13,6 +13,8 @@ A concept of form `lora` or `orthogonal` owns no columns: it has `slice` None an
 and Q (in, r) with dW = P Q^T, in the dtype of the file. An `orthogonal` one (Orthogonal Adaptation, Po et al., 2023)
 was trained with Q fixed to a random orthonormal basis of its own.
 
+A concept may have no layers: it is its words alone.
+
 Layers are called `unet.<module path>` and `text_encoder.<module path>`. In memory all tensors are fp32 on
 the CPU. U, S and V travel with the concept because singular vectors are not reproducible: their signs
 differ between machines, and a flipped sign ruins a concept.
