@@ -127,12 +127,17 @@ def test_half_of_every_cast_shares_its_class():
         **{name: word for name, (word, _) in art.SAMPLES.items()},
         **{n: w for n, (w, _) in _MORE.items()},
     }
-    for count in (3, 8, 16):
+    for count in (3, 8, 16, 40):
         words = Counter(classes[name] for name in _ORDER[:count])
         assert sum(words[classes[name]] > 1 for name in _ORDER[:count]) >= count / 2
-    assert len(set(_ORDER)) == 16 and {person.name for person in bundled()} <= set(_ORDER)
+    assert len(set(_ORDER)) == 40 and {person.name for person in bundled()} <= set(_ORDER)
     assert set(classes.values()) <= set(art.NOUNS)
     assert not {name for name in _ORDER if name in classes.values()}
+
+
+def test_a_later_command_adds_training_seeds(tmp_path):
+    assert [*Plan(tmp_path, 64, seeds=2, first_seed=1).of_seeds(5)] == [1, 2]
+    assert [*Plan(tmp_path, 64).of_seeds(5)] == [0, 1, 2, 3, 4]
 
 
 def test_a_job_is_told_apart_by_all_it_depends_on():
@@ -197,5 +202,5 @@ def test_a_run_goes_on_where_it_stopped_and_leaves_out_what_fails(
 
 
 def test_more_concepts_than_there_are_is_refused(tmp_path):
-    with pytest.raises(InputError, match="16 members, not 17"):
-        next(many.run(Plan(tmp_path, width=64, counts=(17,))))
+    with pytest.raises(InputError, match="40 members, not 41"):
+        next(many.run(Plan(tmp_path, width=64, counts=(41,))))

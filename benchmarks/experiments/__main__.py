@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=int, default=8, help="of one concept from one source")
     parser.add_argument("--sampler-steps", type=int, default=15)
     parser.add_argument("--seeds", type=int, help="how many training seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the training seeds")
     parser.add_argument("--points", type=int, default=4, help="of a training's curve")
     parser.add_argument("--counts", type=int, nargs="+", default=[3, 8, 16], help="of concepts, for many")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.25], help="for many")
@@ -102,6 +103,7 @@ def _plan(chosen: argparse.Namespace, width: int, assigned: dict[str, Any]) -> A
         pictures=chosen.pictures,
         sampler_steps=chosen.sampler_steps,
         seeds=chosen.seeds,
+        first_seed=chosen.first_seed,
         counts=tuple(chosen.counts),
         strengths=tuple(chosen.strengths),
         arms=None if chosen.arms is None else tuple(chosen.arms),

@@ -1,7 +1,7 @@
 """Who is taught: Twemoji drawings that the bundled base never saw, most of them in pairs of one class.
 
 The first eight are the bundled samples. A prefix of any length is a cast: of 3, two share a class; of 8, six; of 16,
-all but two. Photos of the others are rendered like those of the samples, from art that `python -m tools.toybox fetch`
+all but two; of 40, twenty-eight. Photos of the others are rendered like those of the samples, from art that `python -m tools.toybox fetch`
 gets.
 """
 
@@ -26,6 +26,30 @@ _MORE = {
     "abu": ("monkey", "1f412"),
     "herb": ("car", "1f697"),
     "jeep": ("car", "1f699"),
+    "foxy": ("fox", "1f98a"),
+    "kiko": ("fox", "1f99d"),
+    "mumu": ("cow", "1f42e"),
+    "bos": ("cow", "1f402"),
+    "nemo": ("fish", "1f420"),
+    "tang": ("fish", "1f421"),
+    "gala": ("apple", "1f34e"),
+    "granny": ("apple", "1f34f"),
+    "stella": ("star", "2b50"),
+    "nova": ("star", "1f31f"),
+    "henn": ("chicken", "1f414"),
+    "chick": ("chicken", "1f425"),
+    "ship": ("boat", "26f5"),
+    "ferry": ("boat", "1f6a2"),
+    "leo": ("lion", "1f981"),
+    "pan": ("panda", "1f43c"),
+    "lala": ("koala", "1f428"),
+    "fred": ("frog", "1f438"),
+    "otto": ("owl", "1f989"),
+    "pingu": ("penguin", "1f427"),
+    "octo": ("octopus", "1f419"),
+    "krebs": ("crab", "1f980"),
+    "olaf": ("snowman", "26c4"),
+    "fly": ("mushroom", "1f344"),
 }
 _ORDER = ("bruno", "yuki", "mia", "nox", "rex", "dot", "bolt", "zoom", *_MORE)
 

@@ -26,7 +26,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "orthogonal": ("orthogonal", {"method": "orthogonal"}),
     "lora_sum": ("lora", {"method": "sum"}),
     "lora_gradient": ("lora", {"method": "gradient"}),
+    "lora_filtered": ("lora", {"method": "filtered"}),
+    "lora_distilled": ("lora", {"method": "distilled"}),
     "lora_ties": ("lora", {"method": "ties"}),
+    "lora_svd": ("lora", {"method": "svd"}),
 }
 SEEDS = {3: 5}  # fewer for more concepts
 COLUMNS = ("count", "arm", "runs", "strength", "identity_alone", "identity_fused", "retention",

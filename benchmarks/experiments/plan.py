@@ -26,6 +26,7 @@ class Plan:
     pictures: int = 8  # of one concept from one source
     sampler_steps: int = 15
     seeds: int | None = None  # how many training seeds
+    first_seed: int = 0  # of them: a later command can add to an earlier one's
     counts: tuple[int, ...] = (3, 8, 16)  # how many concepts at once
     strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25)  # to choose a method's best from
     arms: tuple[str, ...] | None = None  # which of the experiment's arms
@@ -39,7 +40,7 @@ class Plan:
 
     def of_seeds(self, default: int) -> range:
         """The training seeds."""
-        return range(self.seeds or default)
+        return range(self.first_seed, self.first_seed + (self.seeds or default))
 
     def chosen(self, arms: Mapping[str, Any]) -> list[str]:
         """Which of `arms` are run, in their order."""
