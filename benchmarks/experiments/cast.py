@@ -1,8 +1,8 @@
 """Who is taught: Twemoji drawings that the bundled base never saw, most of them in pairs of one class.
 
 The first eight are the bundled samples. A prefix of any length is a cast: of 3, two share a class; of 8, six; of 16,
-all but two; of 40, twenty-eight. Photos of the others are rendered like those of the samples, from art that `python -m tools.toybox fetch`
-gets.
+all but two; of 40, twenty-eight. Photos of the others are rendered like those of the samples, from art that
+`python -m tools.toybox fetch` gets.
 """
 
 from __future__ import annotations
