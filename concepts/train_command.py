@@ -143,7 +143,7 @@ def _train(
 
     from concepts.crew import crew, fitting
     from concepts.interrupt import Stopped
-    from concepts.trainer import notes
+    from concepts.readiness import notes
     from concepts.world import join_world
 
     world = join_world(None if device == "auto" else device == "cpu")

@@ -11,20 +11,24 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from concepts import checkpoint, previews
 from concepts.adapter import ADAPTER, adapted, collect
+from concepts.claim import claimed
 from concepts.course import Course
 from concepts.dataset import Example
 from concepts.free_name import FreeName
 from concepts.interrupt import STOP_FILE, Stopped
-from concepts.lesson import PREDICTIONS, Lesson
+from concepts.lesson import Lesson
+from concepts.library import refuse_name_of_another_base
 from concepts.logs import opened
 from concepts.previews import Judges, Measure
 from concepts.prior import Prior, load_prior
+from concepts.readiness import check
 from concepts.session import Session, require_checkpoint
 from concepts.settings import Settings, free_path
 from concepts.world import World, join_world
@@ -35,9 +39,9 @@ from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
-from spectral_diffusion.ledger import Ledger, Slice
+from spectral_diffusion.ledger import Entry, Ledger, Slice
 from spectral_diffusion.spectrum import default_cache_dir
-from spectral_diffusion.words import Words, check_words, cross_attention_layers, expand, initial_words
+from spectral_diffusion.words import Words, cross_attention_layers, initial_words
 
 # stage ("spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
 Report = Callable[[str, int, int, float | None], None]
@@ -69,6 +73,10 @@ class Options:
     judges: Judges | None = None  # None: the bundled ones, on the bundled base
     world: World = field(default_factory=World)
 
+    def __post_init__(self) -> None:
+        if self.restart and self.finish:
+            raise InputError("restart throws away what finish makes a concept of: leave one of them out.")
+
 
 def train(
     base: Base,
@@ -95,35 +103,6 @@ def _silent(stage: str, done: int, total: int, loss: float | None) -> None:
     pass
 
 
-def check(base: Base, examples: Sequence[Example], settings: Settings, judges: Judges | None = None) -> None:
-    """Refuses what can be refused before a slice is taken."""
-    if not examples:
-        raise InputError(f"There is no photo of {settings.name} to learn from.")
-    check_words(settings.name, settings.class_word, base.pipeline.tokenizer)
-    for example in examples:
-        expand(example.caption, [settings.name])
-    kind = base.pipeline.scheduler.config.prediction_type
-    if kind not in PREDICTIONS:
-        raise InputError(
-            f"{base.name} predicts {kind!r}: a base that predicts noise or velocity can be taught."
-        )
-    previews.split(examples, settings)
-    if settings.measures and judges is None:
-        raise InputError(
-            f"keep_best and patience need encoders that know {base.name}: there are none but for the bundled base."
-        )
-
-
-def notes(examples: Sequence[Example], settings: Settings) -> list[str]:
-    """What is switched off because of the photos, in sentences to show before the training."""
-    found = []
-    if settings.attention_weight and not any(example.mask for example in examples):
-        found.append("no photo has a mask, so the attention regulariser is off.")
-    elif settings.attention_weight and settings.background >= 1:
-        found.append("background is 1, so masks tell nothing and the attention regulariser is off.")
-    return found
-
-
 class _Training:
     """One call of `train`: the base, the files and the ledger around a `Course`."""
 
@@ -147,45 +126,54 @@ class _Training:
         self.path = library / f"{settings.name}.safetensors"
 
     def run(self) -> Trained:
-        ledger = self._ledger()
-        owned, new = self.world.first(lambda: self._take(ledger))
-        try:
-            # a file that is there already was written by a run that was killed before the ledger's last line
-            concept = None if self.path.exists() else self._taught(owned)
-            concept = self.world.first(lambda: self._finished(ledger, concept))
-        except Stopped:
-            raise
-        except SpectralError:
-            if self.world.main:
-                self._give_up(ledger, new)
-            raise
-        finally:
-            ledger.close()
+        with closing(self._ledger()) as ledger, ExitStack() as claim:
+            owned, new = self.world.first(lambda: self._take(ledger, claim))
+            try:
+                # a file that is there already was written by a run that was killed before the ledger's last line
+                concept = None if self.path.exists() else self._taught(owned)
+                concept = self.world.first(lambda: self._finished(ledger, concept))
+            except Stopped:
+                raise
+            except Exception:
+                if self.world.main:
+                    self._give_up(ledger, new)
+                raise
         return Trained(self.path, concept, sorted((self.folder / "previews").glob("step-*.png")))
 
     def _ledger(self) -> Ledger | FreeName:
         ledger = Ledger(self.library, self.base.fingerprint, self.base.width, self.base.name)
         return ledger if self.settings.owns_slice else FreeName(ledger)
 
-    def _take(self, ledger: Ledger | FreeName) -> tuple[Slice | None, bool]:
+    def _take(self, ledger: Ledger | FreeName, claim: ExitStack) -> tuple[Slice | None, bool]:
         """The slice (None for a form without one), and whether it was new to the ledger.
 
-        Throws an old training away if asked to.
+        The name is held until `claim` ends. An old training is thrown away if asked to, as the last thing.
         """
         name, options = self.settings.name, self.options
+        claim.enter_context(claimed(self.library, name))
+        refuse_name_of_another_base(Ledger(self.library, self.base.fingerprint, None), name)
         if options.restart or not checkpoint.checkpoints(self.folder):
             free_path(self.library, name)
-        states = {entry.name: entry.state for entry in ledger.entries()}
-        if options.restart:
-            if states.get(name) == "training":
-                ledger.free(name)  # refused while another process trains it
-                del states[name]
-            shutil.rmtree(self.folder, ignore_errors=True)
         if options.finish:
             require_checkpoint(self.folder)
-        owned = ledger.take(name, self.settings.rank, self.settings.start)
+        known = next((entry for entry in ledger.entries() if entry.name == name), None)
+        owned, new = self._owned(ledger, known)
+        if options.restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / STOP_FILE).unlink(missing_ok=True)  # meant for an earlier run
-        return owned, name not in states
+        return owned, new
+
+    def _owned(self, ledger: Ledger | FreeName, known: Entry | None) -> tuple[Slice | None, bool]:
+        """The slice taken, and whether it was new. A restart gives the old one back first, and keeps it if refused."""
+        s, again = self.settings, self.options.restart and known is not None and known.state == "training"
+        if again:
+            ledger.free(s.name)
+        try:
+            return ledger.take(s.name, s.rank, s.start), again or known is None
+        except SpectralError:
+            if again:
+                ledger.take(s.name, known.slice.rank, known.slice.start)
+            raise
 
     def _finished(self, ledger: Ledger | FreeName, concept: Concept | None) -> Concept:
         """The concept with its figures, in its file; the slice is its own and the checkpoints are gone."""

@@ -11,7 +11,7 @@ import pytest
 from conftest import pictures, same
 from PIL import Image
 
-from concepts import adapter, trainer
+from concepts import adapter, readiness, trainer
 from concepts.dataset import Example
 from concepts.settings import Settings
 from fusion.fuse import fuse
@@ -254,5 +254,5 @@ def test_what_the_photos_switch_off_is_said():
     bare = [Example(pictures(1)[0], "<rex>", None, Path("x.png"))]
     masked = [Example(pictures(1)[0], "<rex>", Image.new("L", (64, 64), 255), Path("x.png"))]
     asked = Settings("rex", "dog", attention_weight=0.1)
-    assert trainer.notes(bare, asked) == ["no photo has a mask, so the attention regulariser is off."]
-    assert trainer.notes(masked, asked) == [] == trainer.notes(bare, Settings("rex", "dog"))
+    assert readiness.notes(bare, asked) == ["no photo has a mask, so the attention regulariser is off."]
+    assert readiness.notes(masked, asked) == [] == readiness.notes(bare, Settings("rex", "dog"))

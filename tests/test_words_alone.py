@@ -1,4 +1,4 @@
-"""A concept that is its words alone is a concept like the others: a valid file that is listed, drawn, fused, exported."""
+"""A concept of words alone is one like the others: a valid file that is listed, drawn, fused and exported."""
 
 import pytest
 import torch
