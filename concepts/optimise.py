@@ -7,6 +7,7 @@ when they are not there.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,12 +50,19 @@ def make_optimiser(settings: Settings, parts: Mapping[str, Sequence[nn.Parameter
     kind, rates = optimiser_class(settings.optimiser), settings.rates
     groups = [{"params": list(numbers), "lr": rates[part]} for part, numbers in parts.items()]
     try:
-        return kind(groups, weight_decay=settings.weight_decay, **settings.optimiser_options)
+        return kind(groups, weight_decay=settings.weight_decay, **_options(kind, settings.optimiser_options))
     except (TypeError, ValueError, AssertionError) as error:
         options = f"weight_decay {settings.weight_decay}, {settings.optimiser_options}"
         raise InputError(
             f"The optimiser {settings.optimiser} does not take its options ({options}): {error}."
         ) from error
+
+
+def _options(kind: type[torch.optim.Optimizer], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and one kernel for all numbers where torch has one: hundreds of small ones take longer."""
+    told = {"fused", "foreach", "differentiable"} & given.keys()
+    fused = "fused" in inspect.signature(kind).parameters and not told
+    return {**given, "fused": True} if fused else dict(given)
 
 
 def tenth(step: int, steps: int, warmup: int) -> float:

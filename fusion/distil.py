@@ -129,7 +129,7 @@ class _Student:
             side for members in self.sides.values() for pair in members.values() for side in pair
         ]
         groups = [{"params": self._factors}, {"params": list(self.words.parameters())}]
-        self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         # fp16 has no numbers as small as these gradients
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
 

@@ -39,6 +39,13 @@ def test_any_torch_optimiser_goes_by_its_path_with_its_options():
     assert isinstance(optimiser, torch.optim.SGD) and optimiser.param_groups[0]["momentum"] == 0.9
 
 
+def test_one_kernel_moves_all_numbers_unless_told_otherwise():
+    fused = lambda **options: make_optimiser(settings(**options), parts()).defaults.get("fused")  # noqa: E731
+    assert fused() and fused(optimiser="torch.optim.SGD")
+    assert not fused(optimiser_options={"foreach": True}) and not fused(optimiser_options={"fused": False})
+    assert fused(optimiser="torch.optim.Adamax") is None  # has none
+
+
 @pytest.mark.parametrize(
     "name, said",
     [
