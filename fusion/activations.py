@@ -60,6 +60,13 @@ class Recording:
                 raise InputError(f"{option} must be one of {', '.join(TOKENS)}, not {getattr(self, option)}.")
         if not self.prompts or not self.seeds:
             raise InputError("A recording needs at least one prompt and one seed.")
+        for prompt in self.prompts:
+            if not isinstance(prompt, str) or "{}" not in prompt or set("{}") & set(prompt.replace("{}", "")):
+                raise InputError(
+                    f"A prompt of the recording must be a text with {{}} for the concept, not {prompt!r}."
+                )
+        for seed in self.seeds:  # what a drawing takes is what a recording takes
+            Request("", seed=seed, steps=self.steps, guidance=self.guidance)
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Recording:

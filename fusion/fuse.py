@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fusion.activations import Recorded, Recording, gather
-from fusion.methods import Progress, check_options, method_of
+from fusion.methods import METHODS, Progress, check_options, method_of
 from spectral_diffusion.base import Base
 from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
-from spectral_diffusion.fused import Fused
+from spectral_diffusion.fused import Fused, check_sizes
+from spectral_diffusion.members import overlapping
 from spectral_diffusion.norms import DEFAULT_CAP
 from spectral_diffusion.slices import check_name, free_run
 
@@ -81,6 +82,8 @@ def fuse(
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")
     if base is None and (chosen.refine or (chosen.needs_inputs and recorded is None)):
         raise InputError(f"The method {method} works on the base itself: give the base.")
+    cap = cap_of(norm_control, chosen.norm_cap)
+    parts[0].with_norm_cap(cap)  # a wrong cap is told before anything is computed
     parts = [
         part.with_strengths({name: strengths[name] for name in part.names if name in strengths})
         for part in parts
@@ -89,11 +92,13 @@ def fuse(
         recorded = _recorded(base, parts, recording or Recording.of(chosen.recording), progress)
     fused = chosen.run(parts, options, recorded)
     made: dict[str, Any] = {"method": method, "options": options}
+    if regardless and overlapping(part.members[0] for part in parts):
+        made["regardless"] = True
     if chosen.needs_inputs:
         made["recording"] = recorded.how.facts()
     if chosen.refine:
         fused, made["measured"] = chosen.refine(base, parts, fused, options, progress)
-    return replace(fused, made=made).with_norm_cap(_cap(norm_control, chosen.norm_cap))
+    return replace(fused, made=made).with_norm_cap(cap)
 
 
 def _recorded(
@@ -118,7 +123,8 @@ def as_part(concept: Concept | Fused) -> Fused:
     return part
 
 
-def _cap(wish: bool | float | None, default: float | None) -> float | None:
+def cap_of(wish: bool | float | None, default: float | None) -> float | None:
+    """The cap of norm control that a wish amounts to: None for none."""
     if wish is None:
         return default
     if isinstance(wish, bool):
@@ -146,14 +152,7 @@ def check_together(concepts: Sequence[Concept | Fused], overlap: bool = False) -
                 f"{one.names[0]} (columns {mine}) and {two.names[0]} (columns {theirs}) overlap: "
                 f"train {two.names[0]} again {_way_out(parts, two)}."
             )
-        _check_shapes(one, two)
-
-
-def _check_shapes(one: Fused, two: Fused) -> None:
-    mine, theirs = (part.factors[part.names[0]] for part in (one, two))
-    for layer in mine.keys() & theirs.keys():
-        if [len(side) for side in mine[layer]] != [len(side) for side in theirs[layer]]:
-            raise BaseMismatch(f"{one.names[0]} and {two.names[0]} do not fit each other in layer {layer}.")
+        check_sizes(one.factors, two.factors)
 
 
 def _way_out(parts: Sequence[Fused], moved: Fused) -> str:
@@ -167,27 +166,32 @@ def _way_out(parts: Sequence[Fused], moved: Fused) -> str:
 
 
 def touched(fused: Fused, name: str) -> dict[str, bool]:
-    """Layer -> whether the member changes it as trained; where its trained numbers are zero it is left alone."""
+    """Layer -> whether the member changes it: left alone is what it does not act on, or was trained to nothing."""
+    member, factors = fused.member(name), sorted(fused.factors[name].items())
     # a column of P acts only through the same column of Q: an untrained slice has [0 | U] and [V S | 0]
-    factors = sorted(fused.factors[name].items())
-    return {layer: bool((p.any(0) & q.any(0)).any()) for layer, (p, q) in factors}
+    return {layer: bool(member.at(layer) and (p.any(0) & q.any(0)).any()) for layer, (p, q) in factors}
 
 
-def summary(fused: Fused, verbose: bool = False) -> list[str]:
+def changed(fused: Fused) -> list[str]:
+    """Every layer that some member changes as it is now, sorted."""
+    return sorted({layer for name in fused.names for layer, yes in touched(fused, name).items() if yes})
+
+
+def summary(fused: Fused, verbose: bool = False, base: Base | None = None) -> list[str]:
     """What every member changes and leaves alone, a line each; with `verbose` a line per layer below it.
 
-    A last line says so where another method is known to keep more, and what teaching a fusion brought.
+    With its `base` at hand also what no member has. Further lines say what the members are no longer, what teaching
+    them brought, and where another method is known to keep more.
     """
-    lines = []
-    for name in fused.names:
-        layers = touched(fused, name)
-        changed = [layer for layer, yes in layers.items() if yes]
-        alone = [layer for layer, yes in layers.items() if not yes]
-        line = f"<{name}> changes {len(changed)} layers: {_by_block(changed)}"
-        lines.append(line + (f"; leaves {len(alone)} alone: {_by_block(alone)}" if alone else ""))
-        if verbose:
-            lines += [f"  {'changed' if yes else 'alone'}  {layer}" for layer, yes in layers.items()]
-    if measured := fused.made.get("measured"):
+    lines = [line for name in fused.names for line in _told(name, touched(fused, name), verbose)]
+    if base is not None:
+        rest = sorted(base.adaptable.keys() - set(fused.layers()))
+        lines.append(f"No member has {len(rest)} layers of {base.name}, left alone: {_by_block(rest)}")
+        lines += [f"  alone  {layer}" for layer in rest if verbose]
+    if since := since_made(fused):
+        method = fused.made["method"]
+        lines.append(f"No longer what {method} makes of them: {since}. Fuse the concepts anew for that.")
+    elif measured := fused.made.get("measured"):
         before, after = measured["error_before"], measured["error_after"]
         lines.append(f"Taught: the error beside each concept alone went from {before:.2g} to {after:.2g}.")
     if len(fused.names) >= _MANY and fused.made.get("method") == "spectral":
@@ -196,6 +200,25 @@ def summary(fused: Fused, verbose: bool = False) -> list[str]:
             "(docs/fusion.md)."
         )
     return lines
+
+
+def since_made(fused: Fused) -> str:
+    """Who came and went after a method had fitted the members to each other; empty where that makes no difference."""
+    method = METHODS.get(fused.made.get("method", ""))
+    if method is None or method.apart:
+        return ""
+    said = {"added": "was added as trained", "removed": "was removed", "replaced": "was put back as trained"}
+    return ", ".join(f"{name} {said[what]}" for name, what in fused.made.get("since", {}).items())
+
+
+def _told(name: str, layers: Mapping[str, bool], verbose: bool) -> list[str]:
+    """Counts by block, and with `verbose` every layer; `layers`: whether it is changed."""
+    changed = [layer for layer, yes in layers.items() if yes]
+    alone = [layer for layer, yes in layers.items() if not yes]
+    line = f"<{name}> changes {len(changed)} layers: {_by_block(changed)}"
+    line += f"; leaves {len(alone)} alone: {_by_block(alone)}" if alone else ""
+    every = [f"  {'changed' if yes else 'alone'}  {layer}" for layer, yes in sorted(layers.items())]
+    return [line, *(every if verbose else [])]
 
 
 def _by_block(layers: Sequence[str]) -> str:

@@ -92,14 +92,19 @@ def pairs(fused: Fused) -> dict[tuple[str, str], dict[str, Overlap]]:
     return found
 
 
-def input_overlap(one: Fused, two: Fused) -> float:
-    """Mean over the shared layers of how much two fused files of one read the same inputs, 0..1."""
+def input_overlaps(one: Fused, two: Fused) -> tuple[float, float]:
+    """How much two fused files of one read the same inputs, 0..1, and how much random ones would: means over layers."""
     mine, theirs = (part.factors[part.names[0]] for part in (one, two))
-    values = [
-        shared(spaces(mine[layer])[1], spaces(theirs[layer])[1])
-        for layer in sorted(mine.keys() & theirs.keys())
-    ]
-    return sum(values) / len(values) if values else 0.0
+    layers = sorted(mine.keys() & theirs.keys())
+    inputs = [(spaces(mine[layer])[1], spaces(theirs[layer])[1]) for layer in layers]
+    sums = (sum(measure(*pair) for pair in inputs) for measure in (shared, expected))
+    found, random = (total / max(len(layers), 1) for total in sums)
+    return found, random
+
+
+def input_overlap(one: Fused, two: Fused) -> float:
+    """The first of `input_overlaps`."""
+    return input_overlaps(one, two)[0]
 
 
 def energies(fused: Fused) -> dict[str, dict[str, float]]:

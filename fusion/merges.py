@@ -7,6 +7,7 @@ Pruning destroys low rank: the shares of `ties` and `dare` are stored dense.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.members import DENSE
 
 Shares = list[Tensor]  # of the concepts that change a layer, dense (out, in)
 
@@ -35,6 +37,11 @@ def ties_shares(changes: Sequence[Tensor], density: float) -> Shares:
     return list(kept * agree / agree.sum(0).clamp(min=1))
 
 
+def seed_of(layer: str, seed: int) -> int:
+    """A seed of the layer's own: of equal ones, layers of one size would drop the same places."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {layer}".encode()).digest()[:7])
+
+
 def dare_shares(changes: Sequence[Tensor], density: float, seed: int = 0) -> Shares:
     """DARE (Yu et al., ICML 2024): drop numbers at random, scale up the rest, add."""
     with torch.random.fork_rng(devices=[]):
@@ -49,20 +56,23 @@ def _pruned(change: Tensor, density: float, method: str) -> Tensor:
     return change if density >= 1 else prune(change, density, method=method, rescale=method == "random")
 
 
-def dense(parts: Sequence[Fused], shares: Callable[[Sequence[Tensor]], Shares]) -> list[Fused]:
-    """The parts with the shares of their changes, as members of form `dense`: P is the share, Q the identity."""
+def dense(parts: Sequence[Fused], shares: Callable[[str, Sequence[Tensor]], Shares]) -> list[Fused]:
+    """The parts with the shares of their changes, as members of form `dense`: P is the share, Q the identity.
+
+    `shares`: a layer's name and what changes it -> their shares. Members keep the columns they were trained in.
+    """
     found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {part.names[0]: {} for part in parts}
     for layer in sorted({layer for part in parts for layer in part.layers()}):
         here = [part for part in parts if layer in part.layers()]
         changes = [p @ q.T for part in here for p, q in [part.factors[part.names[0]][layer]]]
-        for part, share in zip(here, shares(changes), strict=True):
+        for part, share in zip(here, shares(layer, changes), strict=True):
             found[part.names[0]][layer] = share, torch.eye(share.shape[1])
     return [_dense_part(part, found[part.names[0]]) for part in parts]
 
 
 def _dense_part(part: Fused, factors: dict[str, tuple[Tensor, Tensor]]) -> Fused:
     (member,) = part.members
-    return replace(part, members=(replace(member, form="dense", start=None),), factors={member.name: factors})
+    return replace(part, members=(replace(member, form=DENSE),), factors={member.name: factors})
 
 
 def svd_shares(factors: Sequence[tuple[Tensor, Tensor]], rank: int) -> list[tuple[Tensor, Tensor]]:

@@ -2,7 +2,8 @@
 
 A method maps parts (fused files of one concept, at their strengths), its options and the recorded inputs, if
 it needs any, to a fused file. Every method gives a sum of per-concept shares, so whatever the method, each
-concept's strength stays adjustable. Words are never mixed.
+concept's strength stays adjustable: shares are computed from the concepts at strength 1, and a strength scales its
+share. Words are never mixed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
+from torch import Tensor
+
 from fusion import filters, merges
 from fusion.activations import Recorded
 from fusion.distil import Course, Progress, distil
-from fusion.interference import input_overlap
+from fusion.interference import input_overlaps
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.members import finite
 from spectral_diffusion.norms import DEFAULT_CAP
 
 Options = Mapping[str, Any]
@@ -26,7 +30,7 @@ Run = Callable[[Sequence[Fused], Options, Recorded | None], Fused]
 # the base, the parts, what `run` gave -> the fused file, and facts to be kept in it
 Refine = Callable[[Base, Sequence[Fused], Fused, Options, Progress | None], tuple[Fused, dict[str, Any]]]
 
-# mean squared cosine of two concepts' inputs above which Orthogonal Adaptation's premise does not hold
+# how much of what random inputs of the same size share two concepts' inputs may share, for Orthogonal Adaptation
 MOST_OVERLAP = 0.1
 
 
@@ -43,6 +47,7 @@ class Method:
     recording: Mapping[str, Any] = field(default_factory=dict)  # what it changes of `activations.Recording`
     check: Callable[..., Any] | None = None  # of the options, before anything is computed; raises InputError
     refine: Refine | None = None  # what follows on the base itself
+    apart: bool = False  # each member is the same whoever else is there
 
     @property
     def needs_base(self) -> bool:
@@ -66,19 +71,23 @@ def total(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -
 
 
 def mean(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
-    """Every strength divided by the number of concepts."""
+    """Every change divided by the number of concepts, on its output side: strengths stay what was asked for."""
     fused = joined(parts)
-    return fused.with_strengths({m.name: m.strength / len(parts) for m in fused.members})
+    factors = {
+        name: {layer: (p / len(parts), q) for layer, (p, q) in layers.items()}
+        for name, layers in fused.factors.items()
+    }
+    return replace(fused, factors=factors)
 
 
 def orthogonal(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
     """The sum, refused where the concepts' input sides are not orthogonal, which is what makes it right."""
     for one, two in combinations(parts, 2):
-        overlap = input_overlap(one, two)
-        if overlap > MOST_OVERLAP:
+        overlap, random = input_overlaps(one, two)
+        if overlap > MOST_OVERLAP * random:
             raise InputError(
-                f"{one.names[0]} and {two.names[0]} were not trained on orthogonal inputs (overlap {overlap:.2f}, "
-                f"at most {MOST_OVERLAP}): use another method, such as spectral."
+                f"{one.names[0]} and {two.names[0]} were not trained on orthogonal inputs (overlap {overlap:.2g}, "
+                f"random ones have {random:.2g}): use another method, such as spectral."
             )
     return joined(parts)
 
@@ -105,15 +114,19 @@ def taught(
 def ties(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
     """See `merges.ties_shares`."""
     density = merges.check_density(options["density"])
-    return joined(merges.dense(parts, lambda changes: merges.ties_shares(changes, density)))
+    return joined(merges.dense(parts, lambda layer, changes: merges.ties_shares(changes, density)))
 
 
 def dare(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
-    """See `merges.dare_shares`; layer after layer from one seed."""
+    """See `merges.dare_shares`; what is dropped differs from layer to layer."""
     density, seed = merges.check_density(options["density"]), options["seed"]
     if type(seed) is not int or seed < 0:
         raise InputError(f"seed must be a whole number from 0 on, not {seed}.")
-    return joined(merges.dense(parts, lambda changes: merges.dare_shares(changes, density, seed)))
+
+    def shares(layer: str, changes: Sequence[Tensor]) -> merges.Shares:
+        return merges.dare_shares(changes, density, merges.seed_of(layer, seed))
+
+    return joined(merges.dense(parts, shares))
 
 
 def svd(parts: Sequence[Fused], options: Options, recorded: Recorded | None) -> Fused:
@@ -129,9 +142,10 @@ METHODS: dict[str, Method] = {
         "the paper's",
         "the exact sum of changes in disjoint slices; norm control is ours",
         norm_cap=DEFAULT_CAP,
+        apart=True,
     ),
-    "mean": Method(mean, "others'", "FedAvg, the paper's released code: each concept at 1/n of its strength"),
-    "sum": Method(total, "others'", "the plain sum, without norm control: stacked LoRAs"),
+    "mean": Method(mean, "others'", "FedAvg, the paper's released code: 1/n of each concept's change"),
+    "sum": Method(total, "others'", "the plain sum, without norm control: stacked LoRAs", apart=True),
     "orthogonal": Method(
         orthogonal, "others'", "Orthogonal Adaptation: the sum, only of concepts with orthogonal inputs"
     ),
@@ -187,6 +201,8 @@ def check_options(name: str, options: Options) -> dict[str, Any]:
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"{option} of the method {name} must be a number, not {value!r}.")
+        if isinstance(value, int) and not finite(value):
+            raise InputError(f"{option} of the method {name} is too large a number.")
     filled = {**method.options, **options}
     if method.check:
         method.check(**filled)

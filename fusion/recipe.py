@@ -2,7 +2,7 @@
 
 method = "filtered"             # see `python -m fusion methods`
 norm_control = true             # or false, or a cap such as 1.1; left out: what the method has
-libraries = ["library"]         # where names are looked up; left out: --library
+libraries = ["library"]         # where names are looked up; left out: --library. Paths are relative to the recipe
 
 [options]                       # the method's own
 neutral = 2.0
@@ -20,14 +20,14 @@ on = false
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.members import check_strength
 from spectral_diffusion.slices import check_name
 
 _FIELDS = {"method", "norm_control", "libraries", "options", "recording", "concepts"}
@@ -74,20 +74,14 @@ class Recipe:
             raise InputError("The recipe is empty: it needs at least one [concepts.name].")
         for one in self.concepts:
             check_name(one.name)
-            _check_strength(f"The strength of {one.name}", one.strength)
+            check_strength(f"The strength of {one.name}", one.strength)
             for block, factor in one.blocks.items():
-                _check_strength(f"The strength of {one.name} in {block}", factor)
-
-
-def _check_strength(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{what} must be a number, not {value!r}.")
-    if not 0 <= value < math.inf:
-        raise InputError(f"{what} must be a number from 0 on, not {value}.")
+                check_strength(f"The strength of {one.name} in {block}", factor)
 
 
 def read(path: Path | str) -> Recipe:
-    """The recipe in a TOML file. Raises InputError, naming the file, for whatever is wrong with it."""
+    """The recipe in a TOML file, its paths as they are from here. Raises InputError, naming the file, for whatever is
+    wrong with it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -95,16 +89,30 @@ def read(path: Path | str) -> Recipe:
     except UnicodeDecodeError as error:
         raise InputError(f"The recipe {path} is no text file.") from error
     try:
-        return parse(text)
+        return _from(Path(path).parent, parse(text))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _from(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe with paths that are relative to `folder` joined to it."""
+
+    def path(text: str | None) -> str | None:
+        return text and str(folder / text)
+
+    concepts = (replace(one, file=path(one.file), lora=path(one.lora)) for one in recipe.concepts)
+    libraries = (str(folder / library) for library in recipe.libraries)
+    return replace(recipe, concepts=tuple(concepts), libraries=tuple(libraries))
 
 
 def parse(text: str) -> Recipe:
     """A recipe from TOML. Raises InputError for what is no TOML, an unknown field or a wrong value."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # the latter, and a plain ValueError, of absurdly long values
         raise InputError(f"The recipe is no TOML ({error}).") from error
     _refuse_strangers("The recipe", table, _FIELDS)
     concepts = _typed(table, "concepts", dict, "a table per concept", {})

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fusion.activations import Recording
-from fusion.fuse import as_part, fuse, open_concepts
+from fusion.fuse import as_part, fuse, open_concepts, since_made
 from fusion.methods import Progress, check_options, method_of
 from fusion.recipe import Ingredient, Recipe
 from spectral_diffusion.base import Base
@@ -43,14 +44,25 @@ def run(
         recording=how,
         progress=progress,
     )
-    for one in recipe.concepts:
-        fused = fused.with_blocks(one.name, one.blocks).switched(one.name, one.on)
-    loras = {
-        one.name: {"lora": one.lora, "class_word": one.class_word, "trigger": one.trigger}
-        for one in recipe.concepts
-        if one.lora
+    return replace(fused, made={**fused.made, **_sources(recipe)})
+
+
+def _sources(recipe: Recipe) -> dict[str, Any]:
+    """Where its concepts come from, as far as it says so, for `Fused.made`: paths that hold from any folder."""
+    told = {
+        "files": {one.name: _whole(one.file) for one in recipe.concepts if one.file},
+        "loras": {
+            one.name: {"lora": _whole(one.lora), "class_word": one.class_word, "trigger": one.trigger}
+            for one in recipe.concepts
+            if one.lora
+        },
+        "libraries": [_whole(folder) for folder in recipe.libraries],
     }
-    return replace(fused, made={**fused.made, "loras": loras}) if loras else fused
+    return {what: sources for what, sources in told.items() if sources}
+
+
+def _whole(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def _part(one: Ingredient, libraries: Sequence[Path | str], base: Callable[[], Base] | None) -> Fused:
@@ -64,7 +76,8 @@ def _part(one: Ingredient, libraries: Sequence[Path | str], base: Callable[[], B
         if concept.name != one.name:
             raise InputError(f"{one.file or one.name} holds the concept {concept.name}, not {one.name}.")
         part = as_part(concept)
-    part = part.with_strengths({one.name: one.strength})
+    part = part.with_strengths({one.name: one.strength}).with_blocks(one.name, one.blocks)
+    part = part.switched(one.name, one.on)
     if one.sha256 and part.members[0].sha256 != one.sha256:
         raise InputError(
             f"{one.name} is not the concept the recipe was made with: it was trained again since."
@@ -73,25 +86,30 @@ def _part(one: Ingredient, libraries: Sequence[Path | str], base: Callable[[], B
 
 
 def recipe_of(fused: Fused) -> Recipe:
-    """The recipe that gives this fused file, from the same concepts."""
-    method = fused.made.get("method", "sum")
-    times = len(fused.members) if method == "mean" else 1  # the mean divides what the recipe says
+    """The recipe that gives this fused file, from the same concepts. Raises InputError if none does any more."""
+    made = fused.made
+    if since := since_made(fused):
+        raise InputError(
+            f"No recipe gives this file, for {since} after {made['method']} had made it: fuse the concepts anew."
+        )
     return Recipe(
         concepts=tuple(
             Ingredient(
                 m.name,
-                m.strength * times,
+                m.strength,
                 dict(m.blocks),
                 m.on,
+                file=made.get("files", {}).get(m.name),
                 sha256=m.sha256,
-                **fused.made.get("loras", {}).get(m.name, {}),
+                **made.get("loras", {}).get(m.name, {}),
             )
             for m in fused.members
         ),
-        method=method,
-        options=dict(fused.made.get("options", {})),
+        method=made.get("method", "sum"),
+        options=dict(made.get("options", {})),
         norm_control=False if fused.norm_cap is None else fused.norm_cap,
-        recording=dict(fused.made.get("recording", {})),
+        libraries=tuple(made.get("libraries", ())),
+        recording=dict(made.get("recording", {})),
     )
 
 

@@ -7,9 +7,11 @@ whole undone without going back to the concepts. A single concept is the fused f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SliceTaken
 from spectral_diffusion.files import read_header
 from spectral_diffusion.fused_file import KIND, VERSION
-from spectral_diffusion.members import Member, content_hash
+from spectral_diffusion.members import Member, content_hash, finite
 from spectral_diffusion.portable import Relation, is_rounding
 from spectral_diffusion.slices import check_name
 from spectral_diffusion.spectrum import Triplets
@@ -93,14 +95,15 @@ class Fused:
 
     def with_norm_cap(self, cap: float | None) -> Fused:
         """The same with norm control at `cap` (`norms.DEFAULT_CAP`), or without (None)."""
-        if cap is not None and not 0 < cap < float("inf"):
-            raise InputError(f"The norm cap must be a number above 0, not {cap}.")
+        if cap is not None and not (finite(cap) and cap > 0):
+            raise InputError(f"The norm cap must be a number above 0, not {str(cap)[:20]}.")
         return replace(self, norm_cap=cap)
 
     def with_member(self, other: Fused) -> Fused:
         """The same with the members of `other` added, `Fused.of(concept)` as a rule; the rest is untouched.
 
-        Raises InputError for a name that is there already, BaseMismatch or SliceTaken.
+        `made` remembers that they came afterwards. Raises InputError for a name that is there already, SliceTaken,
+        BaseMismatch for another base or for layers of another size.
         """
         for member in other.members:
             if member.name in self.names:
@@ -111,21 +114,24 @@ class Fused:
                 f"{', '.join(other.names)} was made over base {other.base_name}, not over {self.base_name}: "
                 "only concepts of one base go together."
             )
+        check_sizes(self.factors, other.factors)
         return replace(
             self,
             members=(*self.members, *other.members),
             factors={**self.factors, **other.factors},
             words={**self.words, **other.words},
+            made=fused_file.noted(self.made, other.names, "added"),
         )
 
     def without(self, name: str) -> Fused:
-        """The same without one member; the others are untouched."""
+        """The same without one member; the others are untouched. `made` remembers it."""
         self._check_names([name])
         return replace(
             self,
             members=tuple(m for m in self.members if m.name != name),
             factors={k: v for k, v in self.factors.items() if k != name},
             words={k: v for k, v in self.words.items() if k not in tokens_of(name)},
+            made=fused_file.noted(self.made, [name], "removed"),
         )
 
     def layers(self) -> list[str]:
@@ -218,6 +224,14 @@ def fits(base: Base, layer: str, p: Tensor, q: Tensor) -> bool:
     return layer in base.adaptable and base.adaptable[layer].weight.shape[:2] == (len(p), len(q))
 
 
+def check_sizes(one: fused_file.Factors, two: fused_file.Factors) -> None:
+    """Raises BaseMismatch where a member of `one` and one of `two` have another size, (out, in), of a layer."""
+    for (mine, layers), (theirs, others) in product(one.items(), two.items()):
+        for layer in sorted(layers.keys() & others.keys()):
+            if [len(side) for side in layers[layer]] != [len(side) for side in others[layer]]:
+                raise BaseMismatch(f"{mine} and {theirs} do not fit each other in layer {layer}.")
+
+
 def _check_columns(members: Sequence[Member], new: Member) -> None:
     for member in members:
         if member.slice and new.slice and member.slice.overlaps(new.slice):
@@ -265,7 +279,8 @@ def applied(base: Base, fused: Fused | None) -> Iterator[Words]:
 
 
 def parse_strengths(pairs: Sequence[str]) -> dict[str, float]:
-    """`["rex=0.8"]` -> `{"rex": 0.8}`. Raises InputError for anything else."""
+    """`["rex=0.8"]` -> `{"rex": 0.8}`. Raises InputError for anything else, and for a name given twice."""
+    refuse_twice("--strength", (pair.partition("=")[0] for pair in pairs))
     strengths = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
@@ -274,3 +289,9 @@ def parse_strengths(pairs: Sequence[str]) -> dict[str, float]:
         except (InputError, ValueError) as error:
             raise InputError(f"--strength {pair!r} is not name=number, such as rex=0.8.") from error
     return strengths
+
+
+def refuse_twice(option: str, names: Iterable[str]) -> None:
+    """Raises InputError for a name that `option` is given for more than once."""
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise InputError(f"{option} is given twice for {twice}: say it once.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from spectral_diffusion.errors import InputError
 from spectral_diffusion.slices import Slice, check_name
 from spectral_diffusion.tuner.maths import FORMS
 
-# forms that own no columns of the spectrum: low-rank factors from elsewhere, and full shares of a merge
-FREE_FORMS = (*card.FREE_FORMS, "dense")
+# the full share that a merge left of a concept; its `start`, if any, is where the concept was trained
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Member:
 
     In a layer the member acts with `strength` times the factors of the layer's blocks (`blocks.factor_of`),
     or not at all if it is switched off. Building one raises InputError for a strength that is no number from
-    0 on, ValueError for a form that does not exist.
+    0 on, ValueError for facts that make no sense.
     """
 
     name: str
@@ -41,20 +43,17 @@ class Member:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.form not in (*FORMS, *FREE_FORMS):
+        if not all(isinstance(fact, str) and fact.strip() for fact in (self.class_word, self.sha256)):
+            raise ValueError(f"the class word and the hash of {self.name} must be texts")
+        if self.form not in (*FORMS, *card.FREE_FORMS, DENSE):
             raise ValueError(f"form {self.form!r} is unknown")
-        if (self.start is None) != (self.form in FREE_FORMS):
+        if self.form != DENSE and (self.start is None) != (self.form in card.FREE_FORMS):
             raise ValueError(f"{self.name} is {self.form} and starts at {self.start}")
-        Slice(self.start or 0, self.rank)  # checks both
+        Slice(0 if self.start is None else self.start, self.rank)  # checks both
         if type(self.on) is not bool:
             raise ValueError(f"{self.name} is neither on nor off but {self.on!r}")
         for what, strength in {"": self.strength, **{f" in {b}": s for b, s in self.blocks.items()}}.items():
-            if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-                raise InputError(f"The strength of {self.name}{what} must be a number, not {strength!r}.")
-            if not 0 <= strength < float("inf"):
-                raise InputError(
-                    f"The strength of {self.name}{what} must be a number from 0 on, not {strength}."
-                )
+            check_strength(f"The strength of {self.name}{what}", strength)
 
     @property
     def slice(self) -> Slice | None:
@@ -78,6 +77,30 @@ class Member:
     def facts(self) -> dict[str, Any]:
         """Itself as JSON-able data."""
         return {**vars(self), "blocks": dict(self.blocks)}
+
+
+def check_strength(what: str, value: Any) -> None:
+    """Raises InputError, which says `what`, unless `value` is a number from 0 on that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{what} must be a number, not {value!r}.")
+    if not (finite(value) and value >= 0):
+        said = value if finite(value) or isinstance(value, float) else "one of hundreds of digits"
+        raise InputError(f"{what} must be a number from 0 on, not {said}.")
+
+
+def finite(number: float) -> bool:
+    """Whether a float can hold it: a whole number may be too large."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def overlapping(members: Iterable[Member]) -> tuple[Member, Member] | None:
+    """The first two members that own the same column, if any do."""
+    owners = [member for member in members if member.slice]
+    pairs = combinations(owners, 2)
+    return next(((one, two) for one, two in pairs if one.slice.overlaps(two.slice)), None)
 
 
 def content_hash(concept: Concept) -> str:

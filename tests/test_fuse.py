@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fusion import measure
-from fusion.fuse import check_together, fuse, open_concepts, summary
+from fusion.fuse import changed, check_together, fuse, open_concepts, since_made, summary
+from fusion.methods import METHODS
 from spectral_diffusion import metrics
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
 from spectral_diffusion.fused import Fused
@@ -36,14 +37,16 @@ def renamed(concept, name):
     return replace(concept, name=name, words=words)
 
 
-def test_the_sum_keeps_the_strengths_and_the_mean_divides_them(trio):
+def test_sum_and_mean_keep_the_strengths_and_the_mean_divides_the_changes(trio):
     strengths = {"mia": 0.6}
     total, mean = (fuse(trio, strengths, method) for method in ("spectral", "mean"))
-    assert [m.strength for m in total.members] == [1.0, 0.6, 1.0]
-    assert [m.strength for m in mean.members] == pytest.approx([1 / 3, 0.2, 1 / 3])
+    assert [m.strength for m in total.members] == [m.strength for m in mean.members] == [1.0, 0.6, 1.0]
     layer = total.layers()[0]
     assert torch.allclose(mean.delta(layer), total.delta(layer) / 3, rtol=1e-5, atol=1e-7)
     assert all(mean.words[token].equal(row) for token, row in total.words.items())
+    # a strength means the same before and after: fused with it, or adjusted to it
+    later = fuse(trio, method="mean").with_strengths(strengths)
+    assert later.members == mean.members and later.delta(layer).equal(mean.delta(layer))
 
 
 def test_what_cannot_be_fused_is_refused(trio):
@@ -122,8 +125,18 @@ def test_norm_control_is_on_for_the_sum_of_several_and_can_be_set_or_left_out(tr
     caps = [fuse(trio, norm_control=wish).norm_cap for wish in (None, True, False, 1.1)]
     assert caps == [1.25, 1.25, None, 1.1]
     assert fuse(trio, method="mean").norm_cap is None
-    with pytest.raises(InputError, match="norm cap must be a number above 0, not -1"):
-        fuse(trio, norm_control=-1)
+    for wrong in (-1, float("nan"), 10**400):
+        with pytest.raises(InputError, match="norm cap must be a number above 0, not"):
+            fuse(trio, norm_control=wrong)
+
+
+def test_a_wrong_norm_cap_is_told_before_anything_is_computed(trio, monkeypatch):
+    def run(*_):
+        raise AssertionError("computed")
+
+    monkeypatch.setitem(METHODS, "ties", replace(METHODS["ties"], run=run))
+    with pytest.raises(InputError, match="norm cap"):
+        fuse(trio, method="ties", norm_control=-1)
 
 
 def test_the_summary_tells_what_is_changed_and_what_is_left_alone(trio, base):
@@ -135,6 +148,39 @@ def test_the_summary_tells_what_is_changed_and_what_is_left_alone(trio, base):
     assert lines[0].endswith(f"; leaves {len(text)} alone: text {len(text)}")
     assert f"  alone  {text[0]}" in lines and f"  changed  {text[0]}" in lines
     assert len(lines) == 2 + 2 * len(base.layers) and len(summary(fused)) == 2
+    assert changed(fused) == sorted(base.layers)
+    assert changed(fused.without("mia")) == sorted(base.layers.keys() - set(text))
+
+
+def test_the_summary_tells_what_acts_now_and_what_the_base_has_besides(trio, base):
+    fused = fuse(trio[:2]).switched("mia", False).with_blocks("rex", {"text": 0})
+    text = [key for key in base.layers if key.startswith("text_encoder.")]
+    rex, mia = summary(fused)
+    assert rex.endswith(f"; leaves {len(text)} alone: text {len(text)}")
+    assert mia.startswith(f"<mia> changes 0 layers: none; leaves {len(base.layers)} alone")
+    assert changed(fused) == sorted(base.layers.keys() - set(text))
+    assert not changed(fused.with_strengths({"rex": 0}))
+    rest = base.adaptable.keys() - base.layers.keys()
+    lines = summary(fused, verbose=True, base=base)
+    assert rest and f"No member has {len(rest)} layers of tiny, left alone: " in "\n".join(lines)
+    assert {f"  alone  {layer}" for layer in rest} <= set(lines)
+
+
+@pytest.mark.parametrize("method", ["mean", "ties", "svd"])
+def test_who_comes_and_goes_after_a_method_fitted_the_members_is_told(trio, method):
+    fused = fuse(trio[:2], method=method)
+    grown, shrunk = fused.with_member(Fused.of(trio[2])), fused.without("mia")
+    told = f"No longer what {method} makes of them: nox was added as trained"
+    assert told in summary(grown)[-1] and "mia was removed" in summary(shrunk)[-1]
+    assert summary(grown.without("nox")) == summary(fused)
+    assert not since_made(fuse(trio[:2]).with_member(Fused.of(trio[2])))  # a sum of whom it is a sum
+
+
+def test_what_teaching_brought_is_not_told_of_other_members(trio):
+    taught = {"method": "distilled", "measured": {"error_before": 1.0, "error_after": 0.5}}
+    fused = replace(fuse(trio[:2]), made=taught)
+    assert "Taught: the error beside" in summary(fused)[-1]
+    assert not any("Taught" in line for line in summary(fused.without("rex")))
 
 
 def test_the_summary_names_a_better_method_for_many_concepts(base):

@@ -156,6 +156,11 @@ def test_a_malformed_strength_is_refused_with_an_example(pair):
         parse_strengths([pair])
 
 
+def test_a_strength_given_twice_is_refused():
+    with pytest.raises(InputError, match="--strength is given twice for rex: say it once"):
+        parse_strengths(["rex=0.8", "mia=1", "rex=0.7"])
+
+
 def test_strengths_are_read():
     assert parse_strengths(["rex=0.8", "mia=1"]) == {"rex": 0.8, "mia": 1.0}
 
@@ -288,6 +293,25 @@ def test_what_cannot_be_added_is_refused(base, trio):
     stranger = replace(Fused.of(trio[2]), base_fingerprint="cd" * 32, base_name="chill")
     with pytest.raises(BaseMismatch, match="nox was made over base chill, not over tiny"):
         duo.with_member(stranger)
+
+
+def test_what_does_not_fit_is_not_added(base, trio):
+    layer = min(trio[2].layers)
+    factors = Fused.of(trio[2]).factors["nox"]
+    p, q = factors[layer]
+    grown = replace(Fused.of(trio[2]), factors={"nox": {**factors, layer: (torch.cat([p, p]), q)}})
+    with pytest.raises(BaseMismatch, match=f"rex and nox do not fit each other in layer {layer}"):
+        fuse(trio[:2]).with_member(grown)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_members_keep_their_columns_through_a_merge(base, trio, tmp_path, method):
+    fused = fuse(trio[:2], method=method)
+    assert [str(member.slice) for member in fused.members] == ["0..2", "3..5"]
+    with pytest.raises(SliceTaken, match=r"mia \(columns 3..5\) and bob \(columns 4..6\) overlap"):
+        fused.with_member(Fused.of(random_concept(base, "bob", 4)))
+    fused.save(tmp_path / "x.safetensors")
+    assert Fused.load(tmp_path / "x.safetensors").members == fused.members
 
 
 def test_adjustments_survive_the_file(base, trio, tmp_path):

@@ -9,6 +9,8 @@ import torch
 from conftest import random_concept
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal import one_sentence
+from small_concept import make_concept
 
 from fusion import filters, merges
 from fusion.activations import Recorded, Recording, gather
@@ -126,8 +128,26 @@ def test_methods_that_need_inputs_say_so(trio, recorded):
 
 def test_orthogonal_refuses_concepts_that_read_the_same(trio):
     same = replace(trio[1], layers=trio[0].layers)
-    with pytest.raises(InputError, match=r"rex and mia were not trained on orthogonal inputs \(overlap 1.00"):
+    with pytest.raises(InputError, match=r"rex and mia were not trained on orthogonal inputs \(overlap 1,"):
         fuse([trio[0], same], method="orthogonal")
+
+
+def test_orthogonal_refuses_random_loras_and_takes_those_of_one_basis():
+    """Random spaces of r in n dimensions share r / n: a bound that is not relative to it lets them pass."""
+
+    def lora(name, Q):
+        layers = {"unet.mid_block.to_q": {"P": torch.randn(8, 4), "Q": Q}}
+        return make_concept(form="lora", name=name, rank=4, slice=None, rows=1, layers=layers)
+
+    for width in (64, 320, 1280):
+        draw = torch.Generator().manual_seed(width)
+        random = [torch.randn(width, 4, generator=draw) for _ in range(2)]
+        pair = [lora(name, Q) for name, Q in zip(("rex", "mia"), random, strict=True)]
+        with one_sentence("rex and mia were not trained on orthogonal inputs", f"have {4 / width:.2g}"):
+            fuse(pair, method="orthogonal")
+        basis = torch.linalg.qr(torch.cat(random, dim=1)).Q.half().float()  # as a file keeps it
+        apart = [lora("rex", basis[:, :4]), lora("mia", basis[:, 4:])]
+        assert fuse(apart, method="orthogonal").names == ["rex", "mia"]
 
 
 # least squares: inputs X (in, samples), so that the moment is X X^T / samples
@@ -245,6 +265,22 @@ def test_the_shares_of_ties_and_dare_add_up_to_what_peft_makes_of_them(seed, cou
             dared = peft_merges.dare_linear(changes, ones, density)
     assert torch.allclose(sum(merges.ties_shares(changes, density)), merged, atol=1e-6)
     assert torch.allclose(sum(merges.dare_shares(changes, density, 7)), dared, atol=1e-6)
+
+
+def test_dare_drops_other_places_in_every_layer():
+    ones = {f"unet.mid_block.{key}": (torch.ones(16, 1), torch.ones(16, 1)) for key in ("to_q", "to_k")}
+    layers = {layer: {"P": p, "Q": q} for layer, (p, q) in ones.items()}
+    concept = make_concept(form="lora", rank=1, slice=None, rows=1, layers=layers)
+    one, two = fuse([concept], method="dare").factors["rex"].values()
+    again = fuse([concept], method="dare").factors["rex"].values()
+    assert not one[0].equal(two[0]) and all(x[0].equal(y[0]) for x, y in zip((one, two), again, strict=True))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "svd"])
+def test_a_strength_scales_the_share_that_was_computed_at_full_strength(trio, method):
+    layer = min(trio[0].layers)
+    weak, full = fuse(trio, {"mia": 0.5}, method), fuse(trio, method=method)
+    assert weak.delta(layer).equal(full.with_strengths({"mia": 0.5}).delta(layer))
 
 
 def test_dare_leaves_the_random_state_alone():

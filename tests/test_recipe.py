@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from fusion.activations import Recording
 from fusion.recipe import Ingredient, Recipe, parse, read, write
 from fusion.run import recipe_of
 from fusion.run import run as run_recipe
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.request import Request
 
 STRENGTHS = st.floats(0, 1e6)
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
@@ -98,6 +100,9 @@ MISTAKES = {
         "[concepts.sks]\nlora = 'x'\nclass = 'dog'\ntrigger = 'sks'\nfile = 'y'",
         "sks is given as a file and as a LoRA",
     ),
+    "strength of 400 digits": (f"[concepts.rex]\nstrength = {'9' * 400}", "not one of hundreds of digits"),
+    "strength of 5000 digits": (f"[concepts.rex]\nstrength = {'9' * 5000}", "is no TOML"),
+    "brackets without end": (f"libraries = {'[' * 5000}", "is no TOML"),
     "on no switch": ("[concepts.rex]\non = 1", "on of the recipe must be true or false"),
 }
 
@@ -132,6 +137,20 @@ RUN_MISTAKES = {
         "[recording]\nsteps = 'two'\n[concepts.rex]",
         "steps of the recording cannot be",
     ),
+    "prompts of numbers": ("[recording]\nprompts = [1]\n[concepts.rex]", "must be a text with {}", "not 1"),
+    "another placeholder": ("[recording]\nprompts = ['{x}']\n[concepts.rex]", "must be a text with {}"),
+    "no placeholder": ("[recording]\nprompts = ['a dog']\n[concepts.rex]", "must be a text with {}"),
+    "seeds of texts": ("[recording]\nseeds = ['a']\n[concepts.rex]", "seed must be a whole number, not 'a'"),
+    "no steps": ("[recording]\nsteps = 0\n[concepts.rex]", "steps must be 1 to"),
+    "guidance NaN": ("[recording]\nguidance = nan\n[concepts.rex]", "guidance must be"),
+    "option of 400 digits": (
+        f"method = 'filtered'\n[options]\nown = {'9' * 400}\n[concepts.rex]",
+        "own of the method filtered is too",
+    ),
+    "norm control of 400 digits": (
+        f"norm_control = {'9' * 400}\n[concepts.rex]",
+        "norm cap must be a number",
+    ),
     "no such file": ("[concepts.rex]\nfile = '{library}/x.safetensors'", "There is no file"),
     "trained again": ("[concepts.rex]\nsha256 = 'ab'", "rex is not the concept the recipe was made with"),
     "two libraries": ("libraries = ['{library}', '{other}']\n[concepts.rex]", "rex is in two libraries"),
@@ -158,12 +177,59 @@ def cook(library, tmp_path):
 
 @pytest.mark.parametrize("case", RUN_MISTAKES)
 def test_a_recipe_that_cannot_be_run_is_told_and_nothing_is_written(cook, taught, tmp_path, case):
-    text, said = RUN_MISTAKES[case]
+    text, *said = RUN_MISTAKES[case]
     (tmp_path / "other").mkdir()
     taught.rex.save(tmp_path / "other" / "rex.safetensors")
     result = cook(text.replace("{other}", str(tmp_path / "other")))
-    told(result, said)
+    told(result, *said)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_an_unknown_block_is_told_before_anything_is_computed(taught, monkeypatch):
+    monkeypatch.setattr("fusion.run.fuse", None)
+    with pytest.raises(InputError, match="mia has no block"):
+        run_recipe(Recipe((Ingredient("rex"), Ingredient("mia", blocks={"up.9": 1}))), [taught.library])
+
+
+WILD = st.none() | st.booleans() | st.integers() | st.floats() | st.text("{}x!:0[", max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fixed_dictionaries({}, optional={
+    "prompts": WILD | st.lists(WILD, max_size=2),
+    "seeds": WILD | st.lists(WILD, max_size=2),
+    **dict.fromkeys(("steps", "guidance", "text_tokens", "cross_tokens"), WILD),
+}))  # fmt: skip
+def test_a_recording_that_is_accepted_can_be_drawn(table):
+    try:
+        how = Recording.of(table)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    for prompt in how.prompts:
+        told_of = prompt.format("<rex>")
+        assert "<rex>" in told_of
+        for seed in how.seeds:
+            Request(told_of, seed=seed, steps=how.steps, guidance=how.guidance)
+    assert Recording.of(how.facts()) == how
+
+
+def test_paths_in_a_recipe_are_relative_to_it_and_come_back_from_the_fused_file(
+    taught, tmp_path, monkeypatch
+):
+    (tmp_path / "kit" / "lib").mkdir(parents=True)
+    taught.rex.save(tmp_path / "kit" / "rex.safetensors")
+    taught.mia.save(tmp_path / "kit" / "lib" / "mia.safetensors")
+    text = "libraries = ['lib']\n[concepts.rex]\nfile = 'rex.safetensors'\n[concepts.mia]\n"
+    (tmp_path / "kit" / "r.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    fused = run_recipe(read("kit/r.toml"), ["nowhere"])
+    fused.save("x.safetensors")
+    again = recipe_of(Fused.load("x.safetensors"))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "r.toml").write_text(write(again))
+    monkeypatch.chdir(tmp_path / "kit")
+    assert run_recipe(read("../else/r.toml"), ["nowhere"]).members == fused.members
 
 
 def test_a_missing_recipe_is_told(tmp_path):
@@ -200,6 +266,7 @@ def test_the_recipe_of_a_mean_gives_the_mean_again(taught):
     fused = run_recipe(recipe, [taught.library])
     again = recipe_of(fused)
     assert [one.strength for one in again.concepts] == [0.5, 1.0]
+    assert recipe_of(fused.with_strengths({"rex": 0.7})).concepts[0].strength == 0.7
     assert again.method == "mean" and run_recipe(again, [taught.library]).members == fused.members
 
 
