@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spectral_diffusion.errors import InputError, SpectralError, errors_to_exit_code
+from fusion.outputs import check_output, check_place, save, writing
+from spectral_diffusion.errors import InputError, errors_to_exit_code
 
 if TYPE_CHECKING:
     from fusion.methods import Progress
@@ -24,6 +26,8 @@ FILE = typer.Argument(help="A fused file.")
 OUTPUT = typer.Option("--output", "-o", help="The fused file to write.")
 LIBRARY = typer.Option(help="The folder of concepts; may be repeated.")
 BASE = typer.Option(help="'toybox' or a diffusers folder.")
+VERBOSE = typer.Option(help="List every layer, and what the base has besides.")
+NORM_CONTROL = typer.Option(help="on, off, or a cap such as 1.1; the method's own if left out.")
 _LIBRARY = (Path("library"),)
 
 
@@ -42,19 +46,20 @@ def fuse(
         list[str] | None, typer.Option(help="name=number, or name.block=number; may be repeated.")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the method, name=number.")] = None,
-    base: Annotated[str, typer.Option(help="For methods that record inputs.")] = "toybox",
-    verbose: Annotated[bool, typer.Option(help="List every layer.")] = False,
+    norm_control: Annotated[str | None, NORM_CONTROL] = None,
+    base: Annotated[str, typer.Option(help="For methods that work on it, and for --verbose.")] = "toybox",
+    verbose: Annotated[bool, VERBOSE] = False,
 ) -> None:
     """Fuse concepts into one file, still adjustable."""
     with errors_to_exit_code():
         from fusion.run import run
 
-        _check_output(output)
-        recipe = _recipe(concepts, method, strength or [], option or [])
+        check_output(output)
+        recipe = _recipe(concepts, method, strength or [], option or [], norm_control)
         with _bars() as progress:
             fused = run(recipe, library, lambda: _load(base), progress)
-        fused.save(output)
-        _tell(fused, output, verbose)
+        save(fused, output)
+        _tell(fused, output, _load(base) if verbose else None)
 
 
 @contextmanager
@@ -78,31 +83,35 @@ def _bars() -> Iterator[Progress]:
             bars.stop()
 
 
-def _recipe(names: list[str], method: str | None, strengths: list[str], options: list[str]) -> Recipe:
+def _recipe(
+    names: list[str], method: str | None, strengths: list[str], options: list[str], norm_control: str | None
+) -> Recipe:
     """The recipe in a file, or the one that the command line amounts to."""
     from fusion.recipe import read
-    from fusion.requests import blocks_and_strengths, parse_options, with_blocks
+    from fusion.requests import blocks_and_strengths, parse_norm_control, parse_options, with_blocks
     from fusion.run import named
 
     if [name for name in names if name.endswith(".toml")]:
-        if len(names) > 1 or method or strengths or options:
+        if len(names) > 1 or method or strengths or options or norm_control:
             raise InputError("A recipe says all there is to say: give it alone, or change it.")
         return read(names[0])
     plain, blocks = blocks_and_strengths(strengths)
     recipe = named(names, plain, method or "spectral", parse_options(options))
-    return with_blocks(recipe, blocks)
+    return with_blocks(replace(recipe, norm_control=parse_norm_control(norm_control)), blocks)
 
 
-def _tell(fused: Fused, output: Path, verbose: bool = False) -> None:
-    from fusion.fuse import summary
+def _tell(fused: Fused, output: Path, base: Base | None) -> None:
+    """What was written; with a `base` every layer, and if it is the one it was made over those it has besides."""
+    from fusion.fuse import changed, summary
 
     for member in fused.members:
         columns = f"columns {member.slice}" if member.slice else member.form
         off = "" if member.on else ", off"
         typer.echo(f"<{member.name}> {member.class_word}, {columns}, strength {member.strength:.3g}{off}")
-    for line in summary(fused, verbose):
+    own = base if base and base.fingerprint == fused.base_fingerprint else None
+    for line in summary(fused, base is not None, own):
         typer.echo(line)
-    typer.echo(f"{output}: {len(fused.layers())} layers of {fused.base_name} changed, the others left alone")
+    typer.echo(f"{output}: {len(changed(fused))} layers of {fused.base_name} changed, all others left alone")
 
 
 @app.command()
@@ -115,17 +124,22 @@ def adjust(
     add: Annotated[list[str] | None, typer.Option(help="A name in the library, or a concept file.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="A concept to drop.")] = None,
     library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
+    norm_control: Annotated[str | None, NORM_CONTROL] = None,
+    base: Annotated[str, typer.Option(help="For --verbose.")] = "toybox",
+    verbose: Annotated[bool, VERBOSE] = False,
 ) -> None:
     """Change a fused file without going back to its concepts: strengths, on and off, add, remove."""
     with errors_to_exit_code():
-        from fusion.requests import adjusted
+        from fusion.fuse import cap_of
+        from fusion.requests import adjusted, parse_norm_control
         from spectral_diffusion.fused import Fused
 
-        _check_output(output)
+        check_output(output)
         changes = {"remove": remove, "add": add, "strength": strength, "on": on, "off": off}
         fused = adjusted(Fused.load(file), {key: given or [] for key, given in changes.items()}, library)
-        fused.save(output)
-        _tell(fused, output)
+        fused = fused.with_norm_cap(cap_of(parse_norm_control(norm_control), fused.norm_cap))
+        save(fused, output)
+        _tell(fused, output, _load(base) if verbose else None)
 
 
 @app.command()
@@ -168,7 +182,10 @@ def bake(
         from spectral_diffusion.merged import save_folder
 
         fused = Fused.load(file)
-        save_folder(_load(base), fused, output, torch.float32 if fp32 else torch.float16, mean_words)
+        check_place(output)
+        over = _load(base)
+        with writing(output):
+            save_folder(over, fused, output, torch.float32 if fp32 else torch.float16, mean_words)
         for name in fused.names:
             typer.echo(f"write <{name}-1> <{name}-2> for <{name}>")
         typer.echo(f"{output}: {fused.base_name} with {', '.join(fused.names)}")
@@ -190,13 +207,17 @@ def report(
     """Write what a fusion does to its concepts: one HTML page, and a JSON beside it."""
     with errors_to_exit_code():
         from fusion.report import Wish, write_report
+        from fusion.requests import parse_photos
         from fusion.run import originals
         from spectral_diffusion.fused import Fused
 
         fused = Fused.load(file)
         chosen = tuple(range(11, 11 + seeds))
-        wish = Wish(_pairs(photos or []), chosen, steps, originals(fused, library))
-        page, data = write_report(fused, output, None if weights_only else _load(base), wish, typer.echo)
+        wish = Wish(parse_photos(photos or []), chosen, steps, originals(fused, library))
+        check_place(output)
+        over = None if weights_only else _load(base)
+        with writing(output):
+            page, data = write_report(fused, output, over, wish, typer.echo)
         typer.echo(f"{page}\n{data}")
 
 
@@ -216,44 +237,22 @@ def compare(
     with errors_to_exit_code():
         from fusion.compare import Plan, compare_methods
         from fusion.fuse import open_concepts
+        from fusion.requests import parse_photos
 
         plan = Plan.of(method, strengths, seeds, steps)
         opened = open_concepts(concepts, library)
-        for file in compare_methods(_load(base), opened, _pairs(photos), plan, output, typer.echo):
+        check_place(output / "cells.jsonl")
+        over = _load(base)
+        with writing(output):
+            files = compare_methods(over, opened, parse_photos(photos), plan, output, typer.echo)
+        for file in files:
             typer.echo(file)
-
-
-def _pairs(texts: list[str]) -> dict[str, Path]:
-    """`["rex=photos/rex"]` -> `{"rex": Path("photos/rex")}`."""
-    found = {}
-    for text in texts:
-        name, sign, folder = text.partition("=")
-        if not (name and sign and folder):
-            raise InputError(f"--photos {text!r} is not name=folder, such as rex=docs/samples/rex.")
-        found[name] = Path(folder)
-    return found
 
 
 def _load(base: str) -> Base:
     from spectral_diffusion.base import load_base
 
     return load_base(base)
-
-
-def _check_output(output: Path) -> None:
-    """Refuses a place that must not or cannot be written to: a concept file above all."""
-    from spectral_diffusion.files import read_header
-    from spectral_diffusion.fused_file import KIND, VERSION
-
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output} must end in .safetensors, which is what a fused file is.")
-    if output.is_dir():
-        raise InputError(f"{output} is a folder: give the name of a file.")
-    if output.exists():
-        try:
-            read_header(output, kind=KIND, version=VERSION)
-        except SpectralError as error:
-            raise InputError(f"{output} exists and is no fused file: it is not overwritten.") from error
 
 
 def main() -> None:

@@ -64,10 +64,17 @@ def batch_command(jobs: Path, file: Path | None, base: str, output: Path) -> str
 
 
 def fuse_command(
-    names: Sequence[str], strengths: Mapping[str, float], method: str, library: Path, output: Path, base: str
+    names: Sequence[str],
+    strengths: Mapping[str, float],
+    method: str,
+    library: Path,
+    output: Path,
+    base: str,
+    norm: str = "",
 ) -> str:
-    """`python -m fusion fuse …`."""
-    given = [f"--strength={name}={strengths[name]:g}" for name in names if strengths.get(name, 1.0) != 1]
+    """`python -m fusion fuse …`; `norm`: on, off, or nothing."""
+    given = [f"--norm-control={norm}"] if norm else []
+    given += [f"--strength={name}={strengths[name]:g}" for name in names if strengths.get(name, 1.0) != 1]
     places = [f"--library={library}", f"--base={base}", f"--output={output}"]
     return shown("-m", "fusion", "fuse", *names, f"--method={method}", *given, *places)
 

@@ -136,7 +136,7 @@ class Fuse:
         self, names: list[str], method: str, norm: str, name: str, *strengths: float
     ) -> Iterator[list[Any]]:
         """Writes the fused file into the library's `fused/`, telling how far it is where that takes a while."""
-        from fusion.fuse import summary
+        from fusion.fuse import changed, summary
         from fusion.run import run
 
         path = self._new_file(name)
@@ -154,7 +154,7 @@ class Fuse:
             yield [lines[-1], gr.skip(), gr.skip()]
         (fused,) = made
         fused.save(path)
-        lines = [f"fused/{path.name}: {len(fused.layers())} layers of {fused.base_name}", *summary(fused)]
+        lines = [f"fused/{path.name}: {len(changed(fused))} layers of {fused.base_name}", *summary(fused)]
         ticked, files, *_ = self.refresh(names, f"fused:{path.stem}")
         yield ["\n".join(lines), ticked, files]
 
@@ -207,9 +207,7 @@ class Fuse:
         library, base = self.studio.library, self.studio.given
         output = self.studio.fused / f"{name.strip() or 'NAME'}.safetensors"
         given = dict(zip(names, strengths, strict=False))
-        lines = [commands.fuse_command(names or ["NAME"], given, method, library, output, base)]
-        if norm:
-            lines.append("# norm control is set in a recipe: see python -m fusion recipe")
+        lines = [commands.fuse_command(names or ["NAME"], given, method, library, output, base, norm)]
         if id_:
             choice = choices.fused(self.studio, id_)
             photos = self.panel.photos(choice)

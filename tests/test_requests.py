@@ -1,8 +1,13 @@
 """A fused file is adjusted, listed and baked from the command line, and what is wrong is told in one sentence."""
 
+import errno
+from dataclasses import replace
+
 import pytest
 from command_line import files_in, run, told
+from conftest import random_concept
 
+from fusion.fuse import changed
 from fusion.methods import METHODS
 from spectral_diffusion.fused import Fused
 
@@ -47,11 +52,75 @@ def test_members_come_and_go(adjust, library, tmp_path):
     (["--strength", "rex.mid=x"], "'rex.mid=x' is not name.block=number"),
     (["--strength", "rex=-1"], "from 0 on, not -1.0"),
     (["--on", "bob"], "bob is not in this fused file"),
+    (["--on", "rex", "--off", "rex"], "rex is to be both on and off"),
+    (["--strength", "rex=1", "--strength", "rex=0.5"], "--strength is given twice for rex"),
+    (["--strength", "rex.mid=1", "--strength", "rex.mid=0.5"], "--strength is given twice for rex.mid"),
+    (["--norm-control", "much"], "'much' is neither on nor off nor a cap"),
+    (["--norm-control", "-1"], "norm cap must be a number above 0, not -1"),
 ])  # fmt: skip
 def test_a_wrong_adjustment_is_told_and_nothing_is_written(adjust, library, tmp_path, options, said):
     before = files_in(tmp_path)
     told(adjust(*options), said)
     assert files_in(tmp_path) == before
+
+
+def test_what_fuse_refuses_is_not_added_either(adjust, base, library, tmp_path):
+    strewn = random_concept(base, "nox", 6)
+    replace(strewn, card={"settings": {"scatter": 1}}).save(library / "nox.safetensors")
+    told(adjust("--add", "nox"), "nox was trained for an experiment", "without scatter")
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_norm_control_is_set_by_both_commands(adjust, library, tmp_path):
+    for given, cap in (("off", None), ("1.1", 1.1), ("on", 1.25)):
+        assert adjust("--norm-control", given).exit_code == 0
+        assert Fused.load(tmp_path / "new.safetensors").norm_cap == cap
+    out = tmp_path / "x.safetensors"
+    fused = run("fusion", "fuse", "rex", "mia", "--library", library, "-o", out, "--norm-control", "1.5")
+    assert fused.exit_code == 0 and Fused.load(out).norm_cap == 1.5
+
+
+def test_an_adjusted_merge_says_what_it_is_no_longer_and_has_no_recipe(library, base, tmp_path):
+    random_concept(base, "nox", 6).save(library / "nox.safetensors")
+    duo, trio = (tmp_path / f"{name}.safetensors" for name in ("duo", "trio"))
+    where = ("--library", library, "-o")
+    assert run("fusion", "fuse", "rex", "mia", "--method", "ties", *where, duo).exit_code == 0
+    added = run("fusion", "adjust", duo, "--add", "nox", *where, trio)
+    assert "No longer what ties makes of them: nox was added as trained" in added.stdout
+    told(run("fusion", "recipe", trio), "No recipe gives this file, for nox was added as trained after ties")
+    assert (
+        run("fusion", "adjust", trio, "--remove", "nox", *where, tmp_path / "back.safetensors").exit_code == 0
+    )
+    assert (tmp_path / "back.safetensors").read_bytes() == duo.read_bytes()
+
+
+def test_every_layer_is_listed_on_request_and_what_acts_is_counted(adjust, base, base_folder, tmp_path):
+    plain = adjust("--off", "mia", "--strength", "rex.text=0")
+    left = [
+        layer for layer in changed(Fused.load(tmp_path / "duo.safetensors").without("mia")) if "unet" in layer
+    ]
+    assert f"{len(left)} layers of tiny changed, all others left alone" in plain.stdout
+    assert "  alone  " not in plain.stdout
+    listed = adjust("--off", "mia", "--verbose", "--base", base_folder).stdout
+    assert all(layer in listed for layer in base.adaptable)
+
+
+@pytest.mark.parametrize("where", ["file/new.safetensors", "x" * 300 + ".safetensors"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(
+    library, tmp_path, monkeypatch, where
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("fusion.run.run", None)
+    told(run("fusion", "fuse", "rex", "--library", library, "-o", tmp_path / where), "cannot be written")
+
+
+def test_what_the_system_refuses_while_writing_is_one_sentence(library, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Fused, "save", refuse)
+    out = tmp_path / "x.safetensors"
+    told(run("fusion", "fuse", "rex", "--library", library, "-o", out), out, "Read-only", "another place")
 
 
 def test_blocks_and_options_are_said_on_the_command_line(library, tmp_path):
@@ -66,6 +135,8 @@ def test_blocks_and_options_are_said_on_the_command_line(library, tmp_path):
         "mid": 0
     }
     told(run("fusion", "fuse", *arguments, "--option", "density"), "'density' is not name=number")
+    twice = ("--option", "density=1", "--option", "density=0.5")
+    told(run("fusion", "fuse", *arguments, *twice), "--option is given twice for density")
     told(run("fusion", "fuse", *arguments, "--strength", "bob.mid=1"), "given for bob, which is not among")
 
 
