@@ -23,7 +23,7 @@ from spectral_diffusion.ledger import check_name
 
 BLURRED = 0.65  # sharp photos measure .3 to .45, the same ones blurred by 4 of 512 pixels .67 and more
 ALIKE = 12.0  # of 255: copies measure 2, photos of one burst 10 to 20, other pictures 30 and more
-MANY_WORDS = 60  # CLIP reads 75 tokens and drops the rest; words and commas make one or more each
+MANY_WORDS = 60  # a training reads 75 tokens of a caption; words and commas make one or more each
 _BLUR_SIDE, _ALIKE_SIDE, _REACH = 256, 32, 4
 _THUMBNAIL = 480
 _NAME = re.compile(r"<([a-z][a-z0-9_]{0,31})>")

@@ -2,8 +2,8 @@
 
 Step n draws its photos, noise, timesteps and prior questions from a generator seeded with (seed, n) alone, all at
 once for the whole step; passes and processes then take their parts. So neither a stop nor the number of passes
-or processes changes what is learned. Numbers are trained in fp32; the frozen model multiplies in half precision
-where that is native or asked for.
+or processes changes what is learned; of a caption the first 75 tokens are read, whatever stands beside it. Numbers
+are trained in fp32; the frozen model multiplies in half precision where that is native or asked for.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ class Lesson:
 
     def _answers(self, draw: Draw, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the model says to the crops and to the prior's questions, fp32, and its attention maps."""
-        watched_tokens = self._ours(draw.prompts) if self.watches and draw.weights is not None else None
+        watched_tokens = (
+            self.words.own_tokens(draw.prompts) if self.watches and draw.weights is not None else None
+        )
         if not len(draw.asked):
             predicted, maps = self._predict(noisy, t, draw.prompts, watched_tokens)
             return predicted, predicted[:0], maps
@@ -190,7 +192,7 @@ class Lesson:
         """The model's answers (n, 4, h, w), fp32, and its attention maps to the tokens `ours` of the first rows."""
         pipeline = self.base.pipeline
         with torch.autocast(pipeline.device.type, self.half, enabled=self.half is not None):
-            hidden = self.words.encode(pipeline.text_encoder, prompts)
+            hidden = self.words.encode(pipeline.text_encoder, prompts, begin_only=True)
             watching = nullcontext([])
             if ours is not None and len(ours):
                 watching = watched(pipeline.unet, ours.to(hidden.device), tuple(noisy.shape[-2:]))
@@ -207,14 +209,3 @@ class Lesson:
         inside = ((draw.weights - background) / (1 - background)).clamp(0, 1)
         outside = words_outside(maps, inside)  # 0 for prompts without the words
         return self.settings.attention_weight * (outside * draw.share.to(outside)).sum()
-
-    def _ours(self, prompts: list[str]) -> Tensor:
-        """Which tokens (batch, tokens) of the prompts are the concept's own."""
-        tokenizer = self.words.tokenizer
-        length = tokenizer.model_max_length
-        if not prompts:
-            return torch.zeros(0, length, dtype=torch.bool)
-        ids = tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        return ids >= self.words.first

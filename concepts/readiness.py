@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from concepts import previews
 from concepts.dataset import Example
 from concepts.lesson import PREDICTIONS
@@ -11,7 +13,7 @@ from concepts.previews import Judges
 from concepts.settings import Settings
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.words import check_words, expand
+from spectral_diffusion.words import Words, check_words, expand, tokens_of
 
 
 def check(base: Base, examples: Sequence[Example], settings: Settings, judges: Judges | None = None) -> None:
@@ -26,6 +28,7 @@ def check(base: Base, examples: Sequence[Example], settings: Settings, judges: J
         raise InputError(
             f"{base.name} predicts {kind!r}: a base that predicts noise or velocity can be taught."
         )
+    _check_beginnings(base, examples, settings)
     previews.split(examples, settings)
     if settings.measures and judges is None:
         raise InputError(
@@ -33,9 +36,38 @@ def check(base: Base, examples: Sequence[Example], settings: Settings, judges: J
         )
 
 
-def notes(examples: Sequence[Example], settings: Settings) -> list[str]:
-    """What is switched off because of the photos, in sentences to show before the training."""
+def _check_beginnings(base: Base, examples: Sequence[Example], settings: Settings) -> None:
+    """Refuses a caption that names the concept behind the tokens that are read."""
+    words, said = _words(base, settings), _fixed_captions(examples, settings)
+    marked = words.own_tokens([text for _, text in said]).any(dim=1).tolist() if said else []
+    for (name, text), seen in zip(said, marked, strict=True):
+        if not seen and tokens_of(settings.name)[0] in text:
+            raise InputError(
+                f"The caption of {name} names <{settings.name}> behind its first 75 tokens, and no more are read: "
+                "shorten it, or move the name to the front."
+            )
+
+
+def _words(base: Base, settings: Settings) -> Words:
+    """The tokenizer with the concept's words; their embeddings are nothing yet."""
+    return Words({token: torch.zeros(1, 1) for token in tokens_of(settings.name)}, base.pipeline.tokenizer)
+
+
+def _fixed_captions(examples: Sequence[Example], settings: Settings) -> list[tuple[str, str]]:
+    """(file name, expanded caption) of the photos whose caption is said as it stands."""
+    rules = settings.captions
+    told = [] if rules.templates or rules.shuffle or rules.tag_dropout else examples
+    return [(example.path.name, expand(example.caption, [settings.name])) for example in told]
+
+
+def notes(base: Base, examples: Sequence[Example], settings: Settings) -> list[str]:
+    """What of the photos is not used, or switched off because of them, in sentences to show before the training."""
     found = []
+    words, said = _words(base, settings), _fixed_captions(examples, settings)
+    if long := [name for name, text in said if len(words.tokens_in(text)) > 1]:
+        found.append(
+            f"of the captions of {', '.join(long[:3])} only the first 75 tokens are read ({len(long)} in all)."
+        )
     if settings.attention_weight and not any(example.mask for example in examples):
         found.append("no photo has a mask, so the attention regulariser is off.")
     elif settings.attention_weight and settings.background >= 1:

@@ -150,7 +150,7 @@ def _train(
     loaded = _load(base, settings, device, world.size)
     photos = _photos(folder, settings, loaded.size)
     if world.main:
-        for note in [*photos.warnings, *notes(photos.examples, settings)]:
+        for note in [*photos.warnings, *notes(loaded, photos.examples, settings)]:
             typer.echo(f"note: {note}", err=True)
     size = fitting(loaded, settings.batch) if processes is None else _wished(processes, loaded, world)
     try:

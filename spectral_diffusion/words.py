@@ -143,6 +143,11 @@ class Words(nn.Module):
         size = self.tokenizer.model_max_length - 2  # without start and end
         return [chunk for section in sections for chunk in chunks(self._tokens(section), size)]
 
+    def own_tokens(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Which tokens (batch, 77) of the prompts' first chunks are of these words."""
+        ids, _ = self._tensors([self.tokens_in(prompt)[0] for prompt in prompts])
+        return ids >= self.first
+
     def _tokens(self, section: Sequence[Piece]) -> list[Token]:
         comma = self._plain(",")
         starts = {self.first + i for i, token in enumerate(self.tokens) if token.endswith("-1>")}
@@ -161,15 +166,17 @@ class Words(nn.Module):
         prompts: Sequence[str],
         weighted: bool = False,
         clip_skip: int = 1,
+        begin_only: bool = False,
     ) -> torch.Tensor:
         """(batch, tokens, width), or (batch, layers * tokens, width) if the words are layer-wise.
 
         `prompts` are expanded already. `tokens` is the tokenizer's length (77) for each chunk of the longest
         prompt; shorter ones are filled up with empty chunks, as in A1111. `weighted`: brackets and BREAK
         mean what `prompts.parse` says. `clip_skip` n: the text encoder's n-th layer from the end, behind its
-        final norm. Gradients flow into `table` and into adapters of `text_encoder`.
+        final norm. `begin_only`: of each prompt the first chunk alone is read, so that a prompt reads the same
+        whatever it is encoded with. Gradients flow into `table` and into adapters of `text_encoder`.
         """
-        found = [self.tokens_in(prompt, weighted) for prompt in prompts]
+        found = [self.tokens_in(prompt, weighted)[: 1 if begin_only else None] for prompt in prompts]
         most = max(map(len, found))
         padded = [chunk for parts in found for chunk in [*parts, *([[]] * (most - len(parts)))]]
         ids, weights = (part.to(text_encoder.device) for part in self._tensors(padded))

@@ -19,11 +19,11 @@ from spectral_diffusion.words import Words, initial_words
 TINY = {"rank": 2, "crops": 2, "precision": "fp32", "batch": 4, "prior_batch": 3}
 
 
-def examples(masked=True):
+def examples(masked=True, caption="a photo of <rex>"):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     return [
-        Example(image, "a photo of <rex>", mask if masked and i else None, Path("x.png"))
+        Example(image, caption if i else "a photo of <rex>", mask if masked and i else None, Path("x.png"))
         for i, image in enumerate(pictures())
     ]
 
@@ -35,12 +35,12 @@ def prior():
     return Prior(noisy, torch.arange(0, 1000, 200), predicted, ["a dog", "", "a cat", "a red car", "a dog"])
 
 
-def lesson(base, prior, masked=True, **options):
+def lesson(base, prior, masked=True, caption="a photo of <rex>", **options):
     settings = Settings("rex", "dog", **{**TINY, **options})
     embedding = base.pipeline.text_encoder.get_input_embeddings()
     layers = 16 if settings.layerwise else 1
     rows = initial_words("rex", "dog", base.pipeline.tokenizer, embedding, layers, 0)
-    return Lesson(base, examples(masked), settings, prior, Words(rows, base.pipeline.tokenizer))
+    return Lesson(base, examples(masked, caption), settings, prior, Words(rows, base.pipeline.tokenizer))
 
 
 def gradients(taught, parts=1):
@@ -73,6 +73,24 @@ def test_parts_of_a_step_sum_up_to_the_whole(base, pristine, prior, parts):
     (whole, losses), (summed, same_losses) = gradients(taught), gradients(taught, parts)
     assert whole.norm() > 0 and (losses > 0).all()
     assert close(whole, summed) and close(losses, same_losses)
+
+
+LONG = f"a photo of <rex>, {'a red car, ' * 40}"  # of three chunks
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_parts_sum_up_where_captions_are_longer_than_a_chunk(base, pristine, prior, layerwise):
+    taught = lesson(base, prior, caption=LONG, attention_weight=0.5, layerwise=layerwise)
+    assert len({len(prompt) for prompt in taught.draw(3).prompts}) == 2, "a long and a short one in one step"
+    (whole, losses), (summed, same_losses) = gradients(taught), gradients(taught, 7)
+    assert close(whole, summed) and close(losses, same_losses)
+
+
+def test_a_long_caption_does_not_change_what_the_prior_is_asked(base, prior):
+    def prior_loss(caption):
+        return gradients(lesson(base, prior, caption=caption))[1][1].item()
+
+    assert prior_loss(LONG) == pytest.approx(prior_loss("a photo of <rex>"), rel=1e-4)
 
 
 def test_accumulating_small_batches_draws_the_same_step(base, prior):

@@ -250,9 +250,23 @@ def test_isolated_concepts_do_not_touch_each_others_slices(base, pristine, teach
     assert np.mean([read(others[layer], layer) for layer in moved]) > 5e-3
 
 
-def test_what_the_photos_switch_off_is_said():
+def test_what_the_photos_switch_off_is_said(base):
     bare = [Example(pictures(1)[0], "<rex>", None, Path("x.png"))]
     masked = [Example(pictures(1)[0], "<rex>", Image.new("L", (64, 64), 255), Path("x.png"))]
     asked = Settings("rex", "dog", attention_weight=0.1)
-    assert readiness.notes(bare, asked) == ["no photo has a mask, so the attention regulariser is off."]
-    assert readiness.notes(masked, asked) == [] == readiness.notes(bare, Settings("rex", "dog"))
+    assert readiness.notes(base, bare, asked) == ["no photo has a mask, so the attention regulariser is off."]
+    assert readiness.notes(base, masked, asked) == [] == readiness.notes(base, bare, Settings("rex", "dog"))
+
+
+def test_a_caption_is_read_to_75_tokens_and_that_is_said(base, tmp_path):
+    def photo(caption):
+        return Example(pictures(1)[0], caption, None, Path("x.png"))
+
+    long = "a red car, " * 30
+    front, back = [photo(f"<rex>, {long}")], [photo(f"{long} <rex>")]
+    assert readiness.notes(base, [photo("<rex>")], Settings("rex", "dog")) == []
+    (said,) = readiness.notes(base, front, Settings("rex", "dog"))
+    assert said == "of the captions of x.png only the first 75 tokens are read (1 in all)."
+    with pytest.raises(InputError, match=r"x\.png names <rex> behind its first 75 tokens.*to the front"):
+        trainer.train(base, back, Settings("rex", "dog"), tmp_path)
+    readiness.check(base, back, Settings("rex", "dog", caption_templates=True))
