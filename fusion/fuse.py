@@ -33,8 +33,13 @@ def open_concepts(names: Sequence[str], library: Path | str | Sequence[Path | st
     return [Concept.load(_file_of(name, [Path(folder) for folder in folders])) for name in names]
 
 
+def is_path(name: str) -> bool:
+    """Whether it is no name but a file's path."""
+    return "/" in name or "." in name
+
+
 def _file_of(name: str, libraries: Sequence[Path]) -> Path:
-    if "/" in name or "." in name:
+    if is_path(name):
         return Path(name)
     stem = f"{check_name(name)}.safetensors"
     files = [folder / stem for folder in libraries if (folder / stem).exists()]

@@ -30,6 +30,11 @@ th, td { border: 1px solid var(--line); padding: .25rem .5rem; text-align: right
 .bar { fill: var(--bar); } .axis { stroke: var(--line); } summary { cursor: pointer; }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_CAPTION = (
+    "Identity is the likeness to the photos; retention is fused / alone, and above chance after what the base's own "
+    "pictures of the class have of it. The verdict is on what fusing added, fused against alone: what is there alone, "
+    "training or photos brought."
+)
 _MARK = {"green": "● good", "amber": "▲ look", "red": "■ bad"}  # never by colour alone
 
 
@@ -42,7 +47,7 @@ def page(
         f"<h1>{escape(title)}</h1>",
         _facts(data, members),
         *_retention(data),
-        _sheets(pictures),
+        _sheets(pictures, data["pairs_left_out"]),
         "<h2>Spectrum map</h2><p>Whose columns of the base's singular directions are where.</p>",
         spectrum_map(members, data["width"]),
         *_interference(data),
@@ -82,7 +87,8 @@ def _facts(data: Mapping[str, Any], members: Sequence[Member]) -> str:
         )
         for m in members
     ]
-    said = f"Base {escape(data['base'])}, method {escape(data['method'])}, {control}."
+    since = f" Since it was made: {escape(data['since'])}." if data["since"] else ""
+    said = f"Base {escape(data['base'])}, method {escape(data['method'])}, {control}.{since}"
     columns = ("concept", "class", "form", "columns", "strength", "blocks")
     return f'<p class="soft">{said}</p>' + _table("The members", columns, rows)
 
@@ -102,28 +108,32 @@ def _retention(data: Mapping[str, Any]) -> list[str]:
             "member of this file alone, as the method left it.</p>"
         )
     rows = [_concept_row(name, data["concepts"][name]) for name in names]
-    columns = ("concept", "verdict", "alone", "fused", "retention", "most leakage", "text, against the base")
-    found.append(_table("Identity is the likeness to the photos.", columns, rows))
+    columns = (
+        *("concept", "verdict", "alone", "fused", "retention", "retention above chance"),
+        *("most leakage added by fusing", "text alignment added by fusing"),
+    )
+    found.append(_table(_CAPTION, columns, rows))
     advice = [line for name in names for line in data["concepts"][name]["verdict"]["advice"]]
     if advice:
         found.append(f"<h3>What to do</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in advice)}</ul>")
-    confusion = {f"<{name}>": row for name, row in data["confusion"].items()}
-    confusion |= {f"a {word} of the base": row for word, row in data["chance"].items()}
-    found.append(
-        heat_map("Confusion: pictures of the row, likeness to the photos of the column", confusion, names)
-    )
+    for which, key in (("alone", "confusion_alone"), ("fused", "confusion")):
+        confusion = {f"<{name}>": row for name, row in data[key].items()}
+        confusion |= {f"a {word} of the base": row for word, row in data["chance"].items()}
+        caption = f"Confusion, {which}: pictures of the row, likeness to the photos of the column"
+        found.append(heat_map(caption, confusion, names))
     drift = [(f"a {escape(word)}", _estimate(value)) for word, value in data["drift"].items()]
     found.append(
         _table("Drift of prompts without a concept: difference of pixels, 0 to 1", ("prompt", "drift"), drift)
     )
     if data["together"]:
         pairs = [(escape(pair), _estimate(value)) for pair, value in data["together"].items()]
-        found.append(_table("Two in one picture: share that shows both", ("pair", "both"), pairs))
+        caption = f"Two in one picture: share that shows both. {escape(data['pairs_left_out'])}"
+        found.append(_table(caption, ("pair", "both"), pairs))
     return found
 
 
 def _concept_row(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    leak = max(facts["leakage"].items(), key=lambda item: item[1]["value"], default=None)
+    above = facts["retention_above_chance"]
     colour = facts["verdict"]["colour"]
     return (
         f"&lt;{escape(name)}&gt;",
@@ -131,23 +141,39 @@ def _concept_row(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
         _estimate(facts["identity_alone"]),
         _estimate(facts["identity_fused"]),
         _estimate(facts["retention"]),
-        "–" if leak is None else f"{_estimate(leak[1])} to {escape(leak[0])}",
-        _estimate(facts["alignment_change"]),
+        _estimate(above) if above else "–",
+        _leak(facts),
+        _estimate(facts["alignment_added"])
+        + _beside(facts["alignment_change"], facts["alignment_alone_change"]),
     )
+
+
+def _leak(facts: Mapping[str, Any]) -> str:
+    """What fusing added most to, and what it comes to."""
+    if not facts["leakage_added"]:
+        return "–"
+    to = max(facts["leakage_added"], key=lambda other: facts["leakage_added"][other]["value"])
+    said = f"{_estimate(facts['leakage_added'][to])} to {escape(to)}"
+    return said + _beside(facts["leakage"][to], facts["leakage_alone"][to])
+
+
+def _beside(fused: Mapping[str, float], alone: Mapping[str, float]) -> str:
+    return f"; against the base {fused['value']:+.2f} fused, {alone['value']:+.2f} alone"
 
 
 def _estimate(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
-def _sheets(pictures: Mapping[str, tuple[Image.Image, str]]) -> str:
+def _sheets(pictures: Mapping[str, tuple[Image.Image, str]], left_out: str) -> str:
     if not pictures:
         return ""
+    left_out = f"<p>{escape(left_out)}</p>" if left_out else ""
     shown = "".join(
         f'<h3>{escape(heading)}</h3><img alt="{escape(said)}" src="{data_url(image)}">'
         for heading, (image, said) in pictures.items()
     )
-    return f"<h2>Pictures</h2>{shown}"
+    return f"<h2>Pictures</h2>{left_out}{shown}"
 
 
 def _interference(data: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,20 @@ from typing import Any
 from PIL import Image
 
 from fusion import interference
+from fusion.fuse import since_made
 from fusion.measure import PLACES, Encoders, encoders_for
 from fusion.page import page
 from fusion.photos import read_photos
-from fusion.retention import Drawn, Figures, Setting, Tell, draw_all, figures, reference_vectors
+from fusion.retention import (
+    Drawn,
+    Figures,
+    Setting,
+    Tell,
+    draw_all,
+    figures,
+    pairs_left_out,
+    reference_vectors,
+)
 from fusion.sheets import sheet
 from fusion.verdict import judge
 from spectral_diffusion.base import Base
@@ -59,7 +69,8 @@ def write_report(
             f"Photos are given for {', '.join(strangers)}, which is not in this fused file; "
             f"it has {', '.join(fused.names)}."
         )
-    photos = {name: read_photos(folder) for name, folder in wish.photos.items()}
+    # who is switched off is not drawn, and nobody can look like them
+    photos = {name: read_photos(folder) for name, folder in wish.photos.items() if fused.member(name).on}
     if base is not None:
         fused.check_base(base)
     encoders, missing = _means(fused, base, wish, encoders)
@@ -70,6 +81,7 @@ def write_report(
         drawn = draw_all(base, fused, wish.alone, vectors, encoders, setting, tell)
     found = figures(drawn, fused.classes) if drawn and encoders else None
     data = report_data(fused, base, found, missing, wish)
+    data["pairs_left_out"] = pairs_left_out(drawn) if drawn else ""
     with atomic_write(path) as file:
         file.write(page(data, fused.members, _pictures(drawn) if drawn else {}).encode())
     with atomic_write(path.with_suffix(".json")) as file:
@@ -82,7 +94,21 @@ def _checked_path(path: Path) -> Path:
         raise InputError(f"{path} must end in .html, which is what a report is.")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a file.")
+    beside = path.with_suffix(".json")
+    if beside.exists() and not _is_report(beside):
+        raise InputError(
+            f"{beside} exists and is no report, and is not overwritten: give the page another name."
+        )
     return path
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is the JSON of a report, as `report_data` makes it."""
+    try:
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"base_fingerprint", "members", "interference"} <= data.keys()
 
 
 def _means(
@@ -114,6 +140,7 @@ def report_data(
         "base": fused.base_name,
         "base_fingerprint": fused.base_fingerprint,
         "method": fused.made.get("method", "none"),
+        "since": since_made(fused),
         "options": dict(fused.made.get("options", {})),
         "norm_cap": fused.norm_cap,
         "members": [member.facts() for member in fused.members],
@@ -128,8 +155,9 @@ def report_data(
 
 
 def _measured(fused: Fused, found: Figures, wish: Wish) -> dict[str, Any]:
+    method = fused.made.get("method", "")
     concepts = {
-        name: {**asdict(concept), "verdict": asdict(judge(name, found))}
+        name: {**asdict(concept), "verdict": asdict(judge(name, found, method))}
         for name, concept in found.concepts.items()
     }
     return {
@@ -137,6 +165,7 @@ def _measured(fused: Fused, found: Figures, wish: Wish) -> dict[str, Any]:
         "alone_is": {n: "as trained" if n in wish.alone else "as in this file" for n in found.concepts},
         "concepts": concepts,
         "confusion": found.confusion,
+        "confusion_alone": found.confusion_alone,
         "chance": found.chance,
         "drift": {word: asdict(value) for word, value in found.drift.items()},
         "together": {f"{one} and {two}": asdict(value) for (one, two), value in found.together.items()},

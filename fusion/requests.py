@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusion.fuse import as_part, open_concepts
 from fusion.recipe import Recipe
+from fusion.run import with_source
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused, parse_strengths, refuse_twice
 from spectral_diffusion.slices import check_name
@@ -86,8 +87,9 @@ def adjusted(fused: Fused, changes: Mapping[str, Sequence[str]], libraries: Sequ
         raise InputError(f"{both[0]} is to be both on and off: say one of them.")
     for name in changes["remove"]:
         fused = fused.without(name)
-    for concept in open_concepts(changes["add"], [Path(folder) for folder in libraries]):
-        fused = fused.with_member(as_part(concept))
+    for given in changes["add"]:
+        (concept,) = open_concepts([given], [Path(folder) for folder in libraries])
+        fused = with_source(fused.with_member(as_part(concept)), concept.name, given)
     if not fused.members:
         raise InputError("Nothing would be left: a fused file has at least one concept.")
     plain, blocks = blocks_and_strengths(changes["strength"])

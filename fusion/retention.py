@@ -1,7 +1,8 @@
 """What a fusion does to its concepts, from pictures: every figure of the report, with its confidence interval.
 
 Alone and fused, every concept is drawn in the same places with the same seeds, so that pictures are compared in
-pairs. Chance is what the base's own pictures of a concept's class look like: a dog is a little like any dog.
+pairs. Chance is what the base's own pictures of a concept's class look like: a dog is a little like any dog. What
+fusing added is fused against alone: what the photos and the training did is there alone, too.
 Two concepts are both present in a picture if it is nearer to each alone than to its class at chance.
 """
 
@@ -52,10 +53,18 @@ class ConceptFigures:
 
     identity_alone: Estimate
     identity_fused: Estimate
+    identity_chance: Estimate
     retention: Estimate  # fused / alone
+    retention_above_chance: (
+        Estimate | None
+    )  # the same of what is above chance; None where alone is hardly above it
     leakage: Mapping[str, Estimate]  # other concept -> likeness to it, above chance
+    leakage_alone: Mapping[str, Estimate]  # the same of the concept alone
+    leakage_added: Mapping[str, Estimate]  # the difference of the two
     alignment_fused: Estimate
     alignment_change: Estimate  # against the base's own pictures of the class
+    alignment_alone_change: Estimate  # the same of the concept alone
+    alignment_added: Estimate  # the difference of the two
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Figures:
 
     concepts: Mapping[str, ConceptFigures]
     confusion: Mapping[str, Mapping[str, float]]  # drawn -> compared with -> mean likeness
+    confusion_alone: Mapping[str, Mapping[str, float]]  # the same of the concepts alone
     chance: Mapping[str, Mapping[str, float]]  # class drawn by the base -> compared with -> mean likeness
     drift: Mapping[str, Estimate]  # class word -> root mean square difference of pixels, 0..1
     together: Mapping[tuple[str, str], Estimate]  # share of pictures that show both
@@ -104,6 +114,7 @@ def draw_all(
         return show(base, source, subject, vectors, fused.classes, *how)
 
     active = [member.name for member in fused.members if member.on]
+    vectors = {name: rows for name, rows in vectors.items() if name in active}
     classes = sorted({fused.classes[name] for name in active})
     return Drawn(
         alone={n: one(f"<{n}> alone", f"<{n}>", alone.get(n) or alone_in(fused, n)) for n in active},
@@ -120,35 +131,59 @@ def _pairs(names: Sequence[str], most: int = 28) -> list[tuple[str, str]]:
     return every if len(every) <= most else list(pairwise(names))
 
 
+def pairs_left_out(drawn: Drawn) -> str:
+    """Says so where not every pair was drawn."""
+    count, every = len(drawn.pairs), len(drawn.fused) * (len(drawn.fused) - 1) // 2
+    if count == every:
+        return ""
+    return (
+        f"Only {count} of {every} pairs were drawn: of so many concepts each with the next one of the list."
+    )
+
+
 def figures(drawn: Drawn, classes: Mapping[str, str]) -> Figures:
     """All figures; `drawn` must have been measured."""
-    chance = {c: {n: float(v.mean()) for n, v in shown.identity.items()} for c, shown in drawn.plain.items()}
     return Figures(
         concepts={name: _concept(name, drawn, classes[name]) for name in drawn.fused},
-        confusion={
-            name: {other: float(values.mean()) for other, values in shown.identity.items()}
-            for name, shown in drawn.fused.items()
-        },
-        chance=chance,
+        confusion=_confusion(drawn.fused),
+        confusion_alone=_confusion(drawn.alone),
+        chance=_confusion(drawn.plain),
         drift=drift(drawn),
         together={pair: _both(pair, drawn, classes) for pair in drawn.pairs},
     )
 
 
+def _confusion(drawn: Mapping[str, Shown]) -> dict[str, dict[str, float]]:
+    """What was drawn -> concept -> mean likeness to it."""
+    return {name: {other: shown.mean(other) for other in shown.identity} for name, shown in drawn.items()}
+
+
 def _concept(name: str, drawn: Drawn, class_word: str) -> ConceptFigures:
     alone, fused, plain = drawn.alone[name], drawn.fused[name], drawn.plain[class_word]
+    own = [shown.identity[name] for shown in (fused, alone, plain)]
     return ConceptFigures(
         identity_alone=stats.mean(alone.identity[name]),
         identity_fused=stats.mean(fused.identity[name]),
-        retention=stats.ratio(fused.identity[name], alone.identity[name]),
-        leakage={
-            other: stats.difference(values, plain.identity[other])
-            for other, values in fused.identity.items()
-            if other != name
-        },
+        identity_chance=stats.mean(plain.identity[name]),
+        retention=stats.ratio(*own[:2]),
+        retention_above_chance=stats.ratio_above(*own),
+        leakage=_more_like(name, fused, plain),
+        leakage_alone=_more_like(name, alone, plain),
+        leakage_added=_more_like(name, fused, alone),
         alignment_fused=stats.mean(fused.alignment),
         alignment_change=stats.difference(fused.alignment, plain.alignment),
+        alignment_alone_change=stats.difference(alone.alignment, plain.alignment),
+        alignment_added=stats.difference(fused.alignment, alone.alignment),
     )
+
+
+def _more_like(name: str, one: Shown, two: Shown) -> dict[str, Estimate]:
+    """Concept other than `name` -> how much more `one` is like it than `two`."""
+    return {
+        other: stats.difference(values, two.identity[other])
+        for other, values in one.identity.items()
+        if other != name
+    }
 
 
 def _both(pair: tuple[str, str], drawn: Drawn, classes: Mapping[str, str]) -> Estimate:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.activations import Recording
-from fusion.fuse import as_part, fuse, open_concepts, since_made
+from fusion.fuse import as_part, fuse, is_path, open_concepts, since_made
 from fusion.methods import Progress, check_options, method_of
 from fusion.recipe import Ingredient, Recipe
 from spectral_diffusion.base import Base
@@ -59,6 +59,19 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
         "libraries": [_whole(folder) for folder in recipe.libraries],
     }
     return {what: sources for what, sources in told.items() if sources}
+
+
+def with_source(fused: Fused, name: str, given: str) -> Fused:
+    """The fused file with where a concept that was added comes from: a file, or as a name from a library."""
+    if not fused.made:
+        return fused
+    made = {key: value for key, value in fused.made.items() if key not in ("files", "loras")}
+    sources = {key: dict(fused.made.get(key, {})) for key in ("files", "loras")}
+    for known in sources.values():
+        known.pop(name, None)
+    if is_path(given):
+        sources["files"][name] = _whole(given)
+    return replace(fused, made=made | {key: known for key, known in sources.items() if known})
 
 
 def _whole(path: str) -> str:
@@ -133,7 +146,7 @@ def named(
     """The recipe of a command line: names in the library, or concept files."""
     concepts = []
     for name in names:
-        if "/" in name or "." in name:
+        if is_path(name):
             concepts.append(Ingredient(Concept.load(name).name, file=name))
         else:
             concepts.append(Ingredient(name))

@@ -49,6 +49,14 @@ def ratio(over: Tensor, under: Tensor) -> Estimate:
     )
 
 
+def ratio_above(over: Tensor, under: Tensor, chance: Tensor, least: float = 0.02) -> Estimate | None:
+    """mean(over - chance) / mean(under - chance) of paired samples (n,); None where what is under is no more than
+    `least` above chance, so that there is nothing to divide by."""
+    if float((under - chance).mean()) <= least:
+        return None
+    return ratio(over - chance, under - chance)
+
+
 def difference(one: Tensor, two: Tensor) -> Estimate:
     """mean(one - two) of paired samples (n,)."""
     return mean(one - two)

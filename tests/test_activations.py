@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import random_concept
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fusion import activations
 from fusion.activations import Meter, Recording, gather, record, watched
 from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.fused import Fused, applied
+from spectral_diffusion.request import Request
 from spectral_diffusion.words import Words, cross_attention_layers
 
 QUICK = Recording(steps=1, seeds=(0,))
@@ -104,3 +107,26 @@ def test_inputs_are_recorded_on_the_concepts_own_base_only(base, trio, tmp_path)
     other = replace(Fused.of(trio[0]), base_fingerprint="cd" * 32)
     with pytest.raises(BaseMismatch):
         gather(base, [other], QUICK, tmp_path)
+
+
+WILD = st.none() | st.booleans() | st.integers() | st.floats() | st.text("{}x!:0[", max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fixed_dictionaries({}, optional={
+    "prompts": WILD | st.lists(WILD, max_size=2),
+    "seeds": WILD | st.lists(WILD, max_size=2),
+    **dict.fromkeys(("steps", "guidance", "text_tokens", "cross_tokens"), WILD),
+}))  # fmt: skip
+def test_a_recording_that_is_accepted_can_be_drawn(table):
+    try:
+        how = Recording.of(table)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    for prompt in how.prompts:
+        told_of = prompt.format("<rex>")
+        assert "<rex>" in told_of
+        for seed in how.seeds:
+            Request(told_of, seed=seed, steps=how.steps, guidance=how.guidance)
+    assert Recording.of(how.facts()) == how

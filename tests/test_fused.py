@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import altered, random_concept, same, weights_of
-from safetensors.torch import save_file
+from conftest import random_concept, same, weights_of
 
 from fusion.fuse import fuse
 from spectral_diffusion.blocks import blocks_of
@@ -172,77 +171,6 @@ def test_the_content_hash_follows_the_numbers_not_their_order(trio):
     layer = min(one.layers)
     changed = {**one.layers, layer: {**one.layers[layer], "C": one.layers[layer]["C"] + 1e-6}}
     assert content_hash(replace(one, layers=changed)) != content_hash(one)
-
-
-def drop_a_factor(tensors, header):
-    key = next(key for key in tensors if key.endswith("/Q"))
-    del tensors[key], header["shapes"][key]
-
-
-def swap_widths(tensors, header):
-    key = next(key for key in tensors if key.endswith("/Q"))
-    tensors[key] = tensors[key][:, 1:].contiguous()
-    header["shapes"][key] = list(tensors[key].shape)
-
-
-DAMAGES = {
-    "tensor missing": lambda t, h: t.pop("words.<rex-1>"),
-    "word unlisted": lambda t, h: (t.pop("words.<rex-1>"), h["shapes"].pop("words.<rex-1>")),
-    "tensor extra": lambda t, h: (t.update(x=torch.zeros(1)), h["shapes"].update(x=[1])),
-    "factor missing": drop_a_factor,
-    "factors of two widths": swap_widths,
-    "not finite": lambda t, h: t["words.<rex-1>"].fill_(math.inf),
-    "key missing": lambda t, h: h.pop("base_name"),
-    "key extra": lambda t, h: h.update(extra=1),
-    "member key missing": lambda t, h: h["members"][0].pop("sha256"),
-    "member twice": lambda t, h: h["members"].append(h["members"][0]),
-    "member unlisted": lambda t, h: h["members"].pop(),
-    "members no list": lambda t, h: h.update(members=3),
-    "unknown form": lambda t, h: h["members"][0].update(form="diagonal"),
-    "evil name": lambda t, h: h["members"][0].update(name="../rex"),
-    "strength NaN": lambda t, h: h["members"][0].update(strength=math.nan),
-    "negative start": lambda t, h: h["members"][0].update(start=-1),
-    "base no text": lambda t, h: h.update(base_fingerprint=7),
-    "unknown version": lambda t, h: h.update(version=3),
-    "the version before": lambda t, h: h.update(version=1),
-    "strength true": lambda t, h: h["members"][0].update(strength=True),
-    "strength of a block": lambda t, h: h["members"][0].update(blocks={"mid": -1}),
-    "neither on nor off": lambda t, h: h["members"][0].update(on="yes"),
-    "a slice for a LoRA": lambda t, h: h["members"][0].update(form="lora"),
-    "norm cap zero": lambda t, h: h.update(norm_cap=0),
-    "made by no table": lambda t, h: h.update(made=[]),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_fused_file_is_refused_by_name_in_one_sentence(base, tmp_path, case):
-    path = tmp_path / "trio.safetensors"
-    small = random_concept(base, "rex", 0)
-    keys = sorted(small.layers)[:3]
-    Fused.of(replace(small, layers={key: small.layers[key] for key in keys})).save(path)
-    altered(path, DAMAGES[case])
-    with pytest.raises(DamagedFile) as refusal:
-        load_any(path)
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("kept", [0, 7, 100, -1])
-def test_a_truncated_fused_file_is_refused(trio, tmp_path, kept):
-    path = tmp_path / "trio.safetensors"
-    Fused.of(trio[0]).save(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DamagedFile):
-        load_any(path)
-
-
-def test_a_file_that_is_neither_is_refused_whatever_its_folder_is_called(tmp_path):
-    folder = tmp_path / "concept"
-    folder.mkdir()
-    save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
-    with pytest.raises(InputError, match="not made by spectral-diffusion"):
-        load_any(folder / "x.safetensors")
-    with pytest.raises(InputError, match="There is no file"):
-        load_any(folder / "missing.safetensors")
 
 
 # adjusting: every change is exact, and undone without a trace

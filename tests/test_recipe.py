@@ -10,13 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fusion.activations import Recording
 from fusion.recipe import Ingredient, Recipe, parse, read, write
 from fusion.run import recipe_of
 from fusion.run import run as run_recipe
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.request import Request
 
 STRENGTHS = st.floats(0, 1e6)
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
@@ -189,29 +187,6 @@ def test_an_unknown_block_is_told_before_anything_is_computed(taught, monkeypatc
     monkeypatch.setattr("fusion.run.fuse", None)
     with pytest.raises(InputError, match="mia has no block"):
         run_recipe(Recipe((Ingredient("rex"), Ingredient("mia", blocks={"up.9": 1}))), [taught.library])
-
-
-WILD = st.none() | st.booleans() | st.integers() | st.floats() | st.text("{}x!:0[", max_size=6)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.fixed_dictionaries({}, optional={
-    "prompts": WILD | st.lists(WILD, max_size=2),
-    "seeds": WILD | st.lists(WILD, max_size=2),
-    **dict.fromkeys(("steps", "guidance", "text_tokens", "cross_tokens"), WILD),
-}))  # fmt: skip
-def test_a_recording_that_is_accepted_can_be_drawn(table):
-    try:
-        how = Recording.of(table)
-    except InputError as error:
-        assert "\n" not in str(error)
-        return
-    for prompt in how.prompts:
-        told_of = prompt.format("<rex>")
-        assert "<rex>" in told_of
-        for seed in how.seeds:
-            Request(told_of, seed=seed, steps=how.steps, guidance=how.guidance)
-    assert Recording.of(how.facts()) == how
 
 
 def test_paths_in_a_recipe_are_relative_to_it_and_come_back_from_the_fused_file(

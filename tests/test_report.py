@@ -6,25 +6,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from command_line import files_in, run, told
 from conftest import random_concept
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from test_fuse import Colours
 
-from fusion import stats
 from fusion.charts import heat_map, spectrum_map
 from fusion.fuse import fuse
-from fusion.measure import Encoders, Shown
+from fusion.measure import Encoders
 from fusion.photos import read_photos
 from fusion.report import Wish, write_report
-from fusion.retention import Drawn, alone_in, figures
+from fusion.retention import alone_in
 from fusion.run import originals
 from fusion.sheets import sheet
-from fusion.stats import Estimate
-from fusion.verdict import colour, judge
 from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.fused import Fused
 
@@ -52,103 +46,11 @@ class Page(HTMLParser):
         self.text += text
 
 
-# figures
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.integers(0, 3))
-def test_an_interval_holds_its_mean_and_is_the_same_each_time(values, seed):
-    samples = torch.tensor(values, dtype=torch.float64)
-    got = stats.bootstrap(samples, lambda drawn: drawn.mean(1), seed)
-    assert got.value == pytest.approx(float(samples.mean()), abs=1e-9)
-    assert (
-        min(values) - 1e-9 <= got.low <= got.value + 1e-9
-        and got.value - 1e-9 <= got.high <= max(values) + 1e-9
-    )
-    assert got == stats.bootstrap(samples, lambda drawn: drawn.mean(1), seed)
-
-
-def test_an_interval_holds_the_true_mean_about_95_times_in_100():
-    draw = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(200):
-        got = stats.mean(torch.randn(30, generator=draw))
-        hits += got.low <= 0 <= got.high
-    assert 178 <= hits <= 200
-
-
-def test_a_ratio_of_pairs_is_sharper_than_its_parts():
-    alone = torch.tensor([0.2, 0.9, 0.5, 0.7])
-    got = stats.ratio(0.8 * alone, alone)
-    assert (got.value, got.low, got.high) == pytest.approx((0.8, 0.8, 0.8))
-    parts = stats.mean(alone)
-    assert parts.high - parts.low > 0.1
+# charts and sheets
 
 
 def flat(value):
     return Image.new("RGB", (8, 8), (value, value, value))
-
-
-def shown(rex, mia, alignment=0.3, value=0):
-    identity = {"rex": torch.tensor(rex), "mia": torch.tensor(mia)}
-    return Shown([flat(value)] * len(rex), identity, torch.full((len(rex),), alignment))
-
-
-@pytest.fixture
-def drawn():
-    return Drawn(
-        alone={"rex": shown([0.8, 0.6], [0.1, 0.1]), "mia": shown([0.2, 0.2], [0.9, 0.9])},
-        fused={"rex": shown([0.4, 0.3], [0.4, 0.4], 0.2), "mia": shown([0.2, 0.2], [0.9, 0.9])},
-        plain={"dog": shown([0.2, 0.2], [0.1, 0.1]), "cat": shown([0.2, 0.2], [0.3, 0.3])},
-        beside={"dog": shown([0.2, 0.2], [0.1, 0.1], value=51), "cat": shown([0.2, 0.2], [0.3, 0.3])},
-        pairs={("rex", "mia"): shown([0.5, 0.3], [0.8, 0.8])},
-    )
-
-
-CLASSES = {"rex": "dog", "mia": "cat"}
-
-
-def test_figures_follow_from_the_pictures(drawn):
-    found = figures(drawn, CLASSES)
-    rex = found.concepts["rex"]
-    assert rex.retention.value == pytest.approx(0.5)
-    assert rex.leakage["mia"].value == pytest.approx(0.3)
-    assert rex.alignment_change.value == pytest.approx(-0.1)
-    assert found.concepts["mia"].retention.value == pytest.approx(1)
-    assert found.confusion["rex"] == pytest.approx({"rex": 0.35, "mia": 0.4})
-    assert found.chance["dog"] == pytest.approx({"rex": 0.2, "mia": 0.1})
-    assert found.drift["dog"].value == pytest.approx(0.2) and found.drift["cat"].value == 0
-    # midway between alone and chance: .45 for rex, .6 for mia; only the first picture shows both
-    assert found.together["rex", "mia"].value == pytest.approx(0.5)
-
-
-def test_a_verdict_names_what_is_wrong_worst_first_and_what_to_do(drawn):
-    found = figures(drawn, CLASSES)
-    bad, good = judge("rex", found), judge("mia", found)
-    assert (bad.colour, good.colour) == ("red", "green") and not good.advice
-    assert bad.figures == {"retention": "red", "leakage": "red", "alignment": "red"}
-    assert "keeps 50% of itself: lower the strengths of the others" in bad.advice[0]
-    assert any("looks like <mia>: lower <mia>" in line for line in bad.advice)
-    assert "weak even alone" in judge("rex", found, weak_identity=0.75).advice[0]
-
-
-@pytest.mark.parametrize(
-    "figure, values, colours",
-    [
-        ("retention", (0.96, 0.95, 0.85, 0.5), ("green", "green", "amber", "red")),
-        ("leakage", (-0.2, 0.02, 0.05, 0.3), ("green", "green", "amber", "red")),
-        ("alignment", (0.1, -0.02, -0.04, -0.2), ("green", "green", "amber", "red")),
-    ],
-)
-def test_bounds_divide_good_from_bad(figure, values, colours):
-    assert tuple(colour(figure, value) for value in values) == colours
-
-
-def test_a_wide_interval_excuses_a_bad_mean():
-    assert colour("retention", Estimate(0.7, 0.4, 0.97).high) == "green"
-
-
-# charts and sheets
 
 
 def test_a_heat_map_says_its_numbers_and_escapes_its_labels():
@@ -209,6 +111,13 @@ def test_the_page_and_the_json_tell_the_same(full):
         retention = data["concepts"][name]["retention"]
         assert f"{retention['value']:.2f} ({retention['low']:.2f} to {retention['high']:.2f})" in text
         assert data["concepts"][name]["verdict"]["colour"] in ("green", "amber", "red")
+        added, alone = (
+            data["concepts"][name]["alignment_added"],
+            data["concepts"][name]["alignment_alone_change"],
+        )
+        assert f"{added['value']:.2f} ({added['low']:.2f}" in text and f"{alone['value']:+.2f} alone" in text
+    assert "Confusion, alone:" in text and "Confusion, fused:" in text
+    assert data["confusion_alone"].keys() == {"rex", "mia"} and data["pairs_left_out"] == ""
     assert data["confusion"].keys() == {"rex", "mia"} and data["chance"].keys() == {"dog", "cat"}
     assert data["together"].keys() == {"rex and mia"} and data["pictures_per_cell"] == 2
     overlaps = data["interference"]["rex and mia"]
@@ -241,6 +150,36 @@ def test_what_is_switched_off_is_not_drawn(base, pristine, duo, tmp_path):
         duo.switched("mia", False), tmp_path / "r.html", base, Wish({}, (1,), 1, places=("",))
     )
     assert Page(page.read_text()).tags.count("img") == 2
+
+
+def test_who_is_switched_off_is_nobody_to_look_like(base, pristine, duo, photo_folder, tmp_path):
+    wish = Wish({"rex": photo_folder, "mia": photo_folder}, (1,), 1, places=("",))
+    _, data = write_report(duo.switched("mia", False), tmp_path / "r.html", base, wish, encoders=ENCODERS)
+    facts = json.loads(data.read_text())
+    assert facts["concepts"].keys() == {"rex"} and not facts["concepts"]["rex"]["leakage"]
+    assert facts["confusion"]["rex"].keys() == facts["chance"]["dog"].keys() == {"rex"}
+
+
+def test_a_file_that_is_no_report_is_not_overwritten_unasked(duo, tmp_path):
+    mine = tmp_path / "page.json"
+    for content in ('{"mine": 1}', "[]", "oops"):
+        mine.write_text(content)
+        with pytest.raises(InputError, match=r"page.json exists and is no report"):
+            write_report(duo, tmp_path / "page.html", None, Wish({}))
+        assert mine.read_text() == content and not (tmp_path / "page.html").exists()
+    mine.unlink()
+    for _ in range(2):  # one of ours is
+        write_report(duo, tmp_path / "page.html", None, Wish({}))
+
+
+def test_the_page_says_that_members_came_later(base, duo, tmp_path):
+    grown = replace(duo, made={"method": "filtered"}).with_member(Fused.of(random_concept(base, "nox", 6)))
+    page, data = write_report(grown, tmp_path / "r.html", None, Wish({}))
+    assert (
+        "method filtered" in page.read_text()
+        and "Since it was made: nox was added as trained" in page.read_text()
+    )
+    assert json.loads(data.read_text())["since"] == "nox was added as trained"
 
 
 def test_alone_is_one_member_at_full_strength(duo, taught):

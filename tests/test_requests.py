@@ -71,6 +71,18 @@ def test_what_fuse_refuses_is_not_added_either(adjust, base, library, tmp_path):
     assert not (tmp_path / "new.safetensors").exists()
 
 
+def test_a_concept_that_was_added_from_a_file_is_found_again(adjust, base, library, tmp_path):
+    random_concept(base, "nox", 6).save(tmp_path / "nox.safetensors")
+    assert adjust("--add", tmp_path / "nox.safetensors").exit_code == 0
+    printed = run("fusion", "recipe", tmp_path / "new.safetensors").stdout
+    (tmp_path / "r.toml").write_text(printed)
+    out = tmp_path / "again.safetensors"
+    result = run("fusion", "fuse", tmp_path / "r.toml", "--library", library, "-o", out)
+    assert (
+        result.exit_code == 0 and Fused.load(out).members == Fused.load(tmp_path / "new.safetensors").members
+    )
+
+
 def test_norm_control_is_set_by_both_commands(adjust, library, tmp_path):
     for given, cap in (("off", None), ("1.1", 1.1), ("on", 1.25)):
         assert adjust("--norm-control", given).exit_code == 0
