@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import machine, scratch
+from benchmarks.record import in_turn, machine, medians, ratio, scratch
 from benchmarks.sd15 import random_model
 from spectral_diffusion.base import Base, load_base, quiet
 from spectral_diffusion.concept import Concept
@@ -97,11 +97,7 @@ def timed(record: dict[str, Any], what: str) -> Iterator[None]:
 
 def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything, as JSON-able data; writes its files into `folder`."""
-    from diffusers import StableDiffusionPipeline
-
-    record: dict[str, Any] = {
-        "machine": machine(),
-    }
+    record: dict[str, Any] = {"machine": machine()}
     with quiet(), timed(record, "making random weights"):
         whole = random_base()
     say("writing the checkpoint")
@@ -110,7 +106,7 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     record["checkpoint, bytes"] = (folder / "base.safetensors").stat().st_size
     del whole
     say("loading it")
-    with timed(record, "loading by us, fp32"):
+    with timed(record, "loading by us for the first time, fp32"):
         base = load_base(str(folder / "base.safetensors"))
     record["layers"] = len(base.layers)
     bare = answers(base.pipeline)
@@ -120,30 +116,59 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     with applied(base, fused):
         wanted = answers(base.pipeline)
     say("exporting")
-    with timed(record, "exporting kohya fp16"):
-        [lora] = export(fused, "kohya", folder / "rex.safetensors", Options(preview=None))
-    record["lora, bytes"] = lora.stat().st_size
+    loras = {}
+    for form in ("kohya", "diffusers"):
+        with timed(record, f"exporting {form} fp16"):
+            [loras[form]] = export(fused, form, folder / f"rex-{form}.safetensors", Options(preview=None))
+        record[f"{form} lora, bytes"] = loras[form].stat().st_size
+    with timed(record, "writing fp16 checkpoint with the concept merged in"):
+        save_checkpoint(base, fused, folder / "merged.safetensors")
     configs(base, folder / "configs")
     del base
-    say("loading by diffusers")
-    with quiet(), timed(record, "loading by diffusers, fp32"):
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(folder / "base.safetensors"),
-            config=str(folder / "configs"),
-            local_files_only=True,
-            safety_checker=None,
-        )
+    say("loading in turn with diffusers")
+    with quiet():
+        record |= readings(folder / "base.safetensors", folder / "configs")
+        pipeline = by_diffusers(folder / "base.safetensors", folder / "configs")
     record["from_single_file equals ours"] = all(
         a.equal(b) for a, b in zip(answers(pipeline), bare, strict=True)
     )
-    pipeline.load_lora_weights(str(folder), weight_name=lora.name)
-    record["load_lora_weights, error relative to the change"] = errors(answers(pipeline), wanted, bare)
-    pipeline.unload_lora_weights()
+    for form, lora in loras.items():
+        pipeline.load_lora_weights(str(folder), weight_name=lora.name)
+        off = errors(answers(pipeline), wanted, bare)
+        record[f"load_lora_weights, {form}, error relative to the change"] = off
+        pipeline.unload_lora_weights()
     say("merging by LyCORIS")
     with timed(record, "merging by LyCORIS"):
-        record["LyCORIS, layers"] = merge_by_lycoris(pipeline.unet, pipeline.text_encoder, lora)
+        found = merge_by_lycoris(pipeline.unet, pipeline.text_encoder, loras["kohya"])
+    record["LyCORIS, layers"] = found
     record["LyCORIS, error relative to the change"] = errors(answers(pipeline), wanted, bare)
+    del pipeline
+    say("loading the merged checkpoint by diffusers")
+    with quiet():
+        merged = by_diffusers(folder / "merged.safetensors", folder / "configs")
+    off = errors(answers(merged), wanted, bare)
+    record["from_single_file of the merged checkpoint, error relative to the change"] = off
     return record
+
+
+def by_diffusers(checkpoint: Path, configs: Path) -> Any:
+    """The pipeline of a checkpoint by diffusers' own reader, fp32, offline."""
+    from diffusers import StableDiffusionPipeline
+
+    more = {"config": str(configs), "local_files_only": True, "safety_checker": None}
+    return StableDiffusionPipeline.from_single_file(str(checkpoint), **more)
+
+
+def readings(checkpoint: Path, configs: Path, rounds: int = 5) -> dict[str, Any]:
+    """Seconds of reading a checkpoint into fp32, ours and diffusers' in turn, from the system's cache."""
+    found = in_turn(
+        {"ours": lambda: load_base(str(checkpoint)), "diffusers": lambda: by_diffusers(checkpoint, configs)},
+        rounds,
+    )
+    return {
+        "loading in turn, s": medians(found),
+        "loading, ours / diffusers": ratio(found, "ours", "diffusers"),
+    }
 
 
 def merge_by_lycoris(unet: nn.Module, text_encoder: nn.Module, lora: Path) -> int:
