@@ -16,10 +16,10 @@ from PIL import Image
 
 from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
-from fusion.fuse import check_together, fuse
+from fusion.fuse import as_part, check_together, fuse
 from fusion.measure import PLACES, Encoders, encoders_for, show
 from fusion.methods import METHODS, method_of
-from fusion.photos import read_photos
+from fusion.photos import digest, read_photos
 from fusion.retention import Tell, reference_vectors
 from fusion.sheets import sheet
 from fusion.standings import HALVES, Standing, as_csv, best_strength, plot, standing
@@ -80,12 +80,14 @@ def compare_methods(
 ) -> list[Path]:
     """Runs, or goes on with, the comparison in `folder`; returns the CSV, JSON, plot and sheet it wrote.
 
+    What is drawn already is not drawn again, and no method is taught again for it.
     Raises InputError for concepts without photos, a base without encoders, or a folder of another comparison.
     """
     check_together(concepts)
-    parts = [concept if isinstance(concept, Fused) else Fused.of(concept) for concept in concepts]
-    run = _Run(base, parts, photos, plan, Path(folder), tell, encoders)
-    fusions, left_out = _fusions(base, parts, plan, recording, tell)
+    parts = [as_part(concept) for concept in concepts]
+    settled = about(base, parts, photos, plan, recording)
+    run = _Run(base, parts, photos, plan, Path(folder), tell, encoders, settled)
+    fusions, left_out = _fusions(run, recording)
     for half in HALVES:
         run.baselines(half)
     standings = []
@@ -93,21 +95,57 @@ def compare_methods(
         run.method(method, fused)
         whose = METHODS[method].whose
         standings.append(standing(run.cells, method, whose, plan.strengths, run.classes))
-        tell(f"{method}: retention {standings[-1].retention} at strength {standings[-1].strength:g}")
+        tell(_said(standings[-1]))
     standings.sort(key=lambda one: -one.retention.value)
     return run.write(standings, left_out)
 
 
-def _fusions(
-    base: Base, parts: Sequence[Fused], plan: Plan, recording: Recording | None, tell: Tell
-) -> tuple[dict[str, Fused], dict[str, str]]:
-    """method -> fused file at strength 1, and the methods that cannot take these concepts with the reason."""
-    fusions, left_out = {}, {}
-    for method in plan.methods:
+def about(
+    base: Base,
+    concepts: Sequence[Concept | Fused],
+    photos: Mapping[str, Path],
+    plan: Plan,
+    recording: Recording | None = None,
+) -> dict[str, Any]:
+    """All that the figures depend on, JSON-able: a comparison goes on only with the same. Methods may join later.
+
+    Raises InputError for concepts without photos.
+    """
+    members = [as_part(concept).members[0] for concept in concepts]
+    if without := sorted({member.name for member in members} - set(photos)):
+        raise InputError(f"There are no photos of {', '.join(without)}: give --photos name=folder.")
+    return {
+        "base": base.fingerprint,
+        "concepts": {member.name: member.sha256 for member in members},
+        "photos": {member.name: digest(photos[member.name]) for member in members},
+        "plan": {key: value for key, value in asdict(plan).items() if key != "methods"},
+        "recording": recording and recording.facts(),
+        "methods": {name: [dict(m.options), dict(m.recording), m.norm_cap] for name, m in METHODS.items()},
+    }
+
+
+def _said(one: Standing) -> str:
+    edge = f", the {one.edge} of the grid: a wider grid may do better" if one.edge else ""
+    return (
+        f"{one.method}: retention {one.retention}, least {one.worst} {one.worst_retention:.2f}, "
+        f"at strength {one.strength:g}{edge}"
+    )
+
+
+def _fusions(run: _Run, recording: Recording | None) -> tuple[dict[str, Fused | None], dict[str, str]]:
+    """method -> fused file at strength 1, None where all of it is drawn; and why others cannot take these concepts."""
+    fusions: dict[str, Fused | None] = {}
+    left_out, tell = {}, run.tell
+    for method in run.plan.methods:
+        if not run.lacks(method):
+            fusions[method] = None
+            continue
         if METHODS[method].needs_base:
             tell(f"looking at what the base and the concepts do, for {method}")
         try:
-            fusions[method] = fuse(parts, method=method, base=base, recording=recording)
+            fusions[method] = fuse(
+                list(run.parts.values()), method=method, base=run.base, recording=recording
+            )
         except InputError as error:
             left_out[method] = str(error)
             tell(f"{method} is left out: {error}")
@@ -128,23 +166,17 @@ class _Run:
         folder: Path,
         tell: Tell,
         encoders: Encoders | None,
+        settled: Mapping[str, Any],
     ) -> None:
         self.base, self.plan, self.folder, self.tell = base, plan, folder, tell
         self.parts = {part.names[0]: part for part in parts}
         self.classes = {name: part.classes[name] for name, part in self.parts.items()}
-        if without := sorted(set(self.parts) - set(photos)):
-            raise InputError(f"There are no photos of {', '.join(without)}: give --photos name=folder.")
         self.encoders = encoders or encoders_for(base)
         if self.encoders is None:
             raise InputError(f"{base.name} has no encoders to compare by; only the bundled base has.")
         read = {name: read_photos(photos[name]) for name in self.parts}
         self.references = reference_vectors(self.encoders, read)
-        about = {
-            "base": base.fingerprint,
-            "concepts": {name: part.members[0].sha256 for name, part in self.parts.items()},
-            "plan": {key: value for key, value in asdict(plan).items() if key != "methods"},
-        }
-        self.cells = Cells(folder / "cells.jsonl", about)
+        self.cells = Cells(folder / "cells.jsonl", settled)
 
     def baselines(self, half: str) -> None:
         """Every concept alone, and the bare base on every class."""
@@ -153,16 +185,25 @@ class _Run:
         for word in sorted(set(self.classes.values())):
             self._cell(Key("base", 0.0, half, word), f"a {word}", lambda: None)
 
-    def method(self, method: str, fused: Fused) -> None:
-        """The whole grid on the held-in seeds, then the best of it on the held-out ones."""
+    def lacks(self, method: str) -> bool:
+        """Whether something of a method is still to be drawn."""
+        for strength in self.plan.strengths:
+            if not all(self.cells.get(Key(method, strength, "choose", name)) for name in self.parts):
+                return True
+        best, _ = best_strength(self.cells, method, self.plan.strengths, self.classes)
+        return not all(self.cells.get(Key(method, best, "report", name)) for name in self.parts)
+
+    def method(self, method: str, fused: Fused | None) -> None:
+        """The whole grid on the held-in seeds, then the best of it on the held-out ones; None: it is all there."""
         for strength in self.plan.strengths:
             self._fused(method, fused, strength, "choose")
         # the choice looks at the held-in half only; the other half is read for the best strength alone
         best, _ = best_strength(self.cells, method, self.plan.strengths, self.classes)
         self._fused(method, fused, best, "report")
 
-    def _fused(self, method: str, fused: Fused, strength: float, half: str) -> None:
+    def _fused(self, method: str, fused: Fused | None, strength: float, half: str) -> None:
         def at() -> Fused:
+            assert fused is not None, "only where nothing is left to be drawn"
             return fused.with_strengths({m.name: m.strength * strength for m in fused.members})
 
         for name in self.parts:

@@ -1,8 +1,9 @@
 """From the cells of a comparison to its table and plot: pure functions of the records.
 
-**Score**, which chooses a method's strength on the held-in seeds: mean over concepts of retention - the largest
-leakage above chance - text alignment lost against the base. All three are on the scale of cosines near 1, and
-none is bought with another at better than one for one. Reported are the held-out seeds, at that strength.
+**Score**, which chooses a method's strength on the held-in seeds: retention of all concepts together - the largest
+leakage that fusing added - text alignment that fusing lost, both against each concept alone. All three are on the scale
+of cosines near 1, and none is bought with another at better than one for one. Reported are the held-out seeds, at that
+strength, with intervals over concepts and their pictures, and the concept that keeps the least.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion import stats
-from fusion.cells import Cells, Key
+from fusion.cells import Cell, Cells, Key
 from fusion.stats import Estimate
 
 HALVES = ("choose", "report")
+# the columns of `measures`; "added" is fused against alone, the others are against the base's pictures of the class
+COLUMNS = ("fused", "alone", "chance", "leakage", "leakage_added", "alignment_change", "alignment_added")
 
 
 @dataclass(frozen=True)
@@ -30,36 +34,47 @@ class Standing:
     method: str
     whose: str
     strength: float
+    edge: str  # "lowest" or "highest" where the best strength is at the edge of the grid: outside may be a better one
     score: float  # on the held-in seeds, which chose the strength
     retention: Estimate
-    leakage: Estimate  # largest over the other concepts, mean over concepts
+    retention_above_chance: Estimate | None  # None where the concepts alone are hardly above it
+    worst: str  # the concept that keeps the least
+    worst_retention: float
+    leakage: Estimate  # above chance, largest over the other concepts, mean over concepts
+    leakage_added: Estimate  # against alone
     alignment_change: Estimate  # against the base
+    alignment_added: Estimate  # against alone
     trials: int
 
 
 def measures(cells: Cells, method: str, strength: float, half: str, classes: Mapping[str, str]) -> Tensor:
-    """(concepts * pictures, 4): own identity fused, alone, largest leakage, change of alignment, paired."""
+    """(concepts, pictures, COLUMNS), paired: the same places and seeds in every column."""
     rows = []
     for name, class_word in classes.items():
         fused, alone = cells[Key(method, strength, half, name)], cells[Key("alone", 1.0, half, name)]
         plain = cells[Key("base", 0.0, half, class_word)]
-        others = [
-            torch.tensor(fused.identity[other]) - torch.tensor(plain.identity[other])
-            for other in classes
-            if other != name
-        ]
-        # the concept it leaks to most, chosen over all pictures and not picture by picture
-        leak = max(others, key=lambda o: float(o.mean())) if others else torch.zeros(len(fused.alignment))
-        change = torch.tensor(fused.alignment) - torch.tensor(plain.alignment)
-        own = torch.tensor(fused.identity[name]), torch.tensor(alone.identity[name])
-        rows.append(torch.stack([*own, leak, change], dim=1))
-    return torch.cat(rows)
+        own = [torch.tensor(cell.identity[name]) for cell in (fused, alone, plain)]
+        leaks = [_most_like(name, fused, other) for other in (plain, alone)]
+        texts = [torch.tensor(fused.alignment) - torch.tensor(other.alignment) for other in (plain, alone)]
+        rows.append(torch.stack([*own, *leaks, *texts], dim=1))
+    return torch.stack(rows)
+
+
+def _most_like(name: str, one: Cell, two: Cell) -> Tensor:
+    """How much more `one` is like the other concept it gained most of, over all pictures and not picture by picture."""
+    gained = [
+        torch.tensor(values) - torch.tensor(two.identity[other])
+        for other, values in one.identity.items()
+        if other != name
+    ]
+    return max(gained, key=lambda o: float(o.mean())) if gained else torch.zeros(len(one.alignment))
 
 
 def score(measured: Tensor) -> float:
     """See the module; `measured` as `measures` gives it."""
-    fused, alone, leak, change = measured.mean(0)
-    return float(fused / alone - leak.clamp(min=0) + change.clamp(max=0))
+    found = dict(zip(COLUMNS, measured.mean((0, 1)), strict=True))
+    kept = found["fused"] / found["alone"]
+    return float(kept - found["leakage_added"].clamp(min=0) + found["alignment_added"].clamp(max=0))
 
 
 def best_strength(
@@ -76,41 +91,60 @@ def standing(
 ) -> Standing:
     """The method's best strength and what it comes to on the held-out half."""
     best, its_score = best_strength(cells, method, strengths, classes)
-    held_out = measures(cells, method, best, "report", classes)
+    found = dict(zip(COLUMNS, measures(cells, method, best, "report", classes).unbind(2), strict=True))
+    kept = found["fused"].mean(1) / found["alone"].mean(1)
+    worst = int(kept.argmin())
     return Standing(
         method,
         whose,
         best,
+        _edge(best, strengths),
         its_score,
-        retention=stats.ratio(held_out[:, 0], held_out[:, 1]),
-        leakage=stats.mean(held_out[:, 2]),
-        alignment_change=stats.mean(held_out[:, 3]),
+        retention=stats.ratio(found["fused"], found["alone"]),
+        retention_above_chance=stats.ratio_above(found["fused"], found["alone"], found["chance"]),
+        worst=list(classes)[worst],
+        worst_retention=float(kept[worst]),
         trials=len(strengths),
+        **{name: stats.mean(values) for name, values in found.items() if name in COLUMNS[3:]},
     )
 
 
+def _edge(best: float, strengths: Sequence[float]) -> str:
+    if len(strengths) < 2:
+        return ""  # nothing was chosen
+    return {min(strengths): "lowest", max(strengths): "highest"}.get(best, "")
+
+
 def as_csv(standings: Sequence[Standing]) -> str:
-    """A line per method, best retention first."""
-    columns = ["method", "whose", "strength", "score", "trials"]
-    columns += [
-        f"{f}{end}" for f in ("retention", "leakage", "alignment_change") for end in ("", "_low", "_high")
+    """A line per method, best retention first; an estimate takes three columns."""
+    rows = [
+        {key: cell for name, value in asdict(one).items() for key, cell in _cells(name, value)}
+        for one in standings
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    for one in standings:
-        row = {
-            key: value for key, value in asdict(one).items() if key in columns and not isinstance(value, dict)
-        }
-        for key, value in asdict(one).items():
-            if isinstance(value, dict):
-                row |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
-        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
+    writer.writerows(rows)
     return text.getvalue()
 
 
+def _cells(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [
+            (f"{name}{end}", f"{value[key]:.4f}")
+            for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+        ]
+    if value is None:
+        return [(name, "")]
+    return [(name, f"{value:.4f}" if isinstance(value, float) else str(value))]
+
+
 def plot(standings: Sequence[Standing]) -> str:
-    """Retention with its interval, a bar per method, as SVG on white."""
+    """Retention with its interval, a bar per method, the concept that keeps the least beside it, as SVG on white.
+
+    A strength at the edge of the grid has an exclamation mark.
+    """
     row, left, wide = 30, 110, 520
     top = max([1.05, *(s.retention.high for s in standings)])
     height = row * len(standings) + 40
@@ -127,7 +161,7 @@ def plot(standings: Sequence[Standing]) -> str:
 def _plot_row(one: Standing, y: int, left: int, scale: float) -> str:
     r = one.retention
     ends = left + max(r.low, 0) * scale, left + max(r.high, 0) * scale
-    said = f"{r.value:.2f}, leak {one.leakage.value:+.2f}, at {one.strength:g}"
+    said = f"{r.value:.2f}, {one.worst} {one.worst_retention:.2f}, at {one.strength:g}" + "!" * bool(one.edge)
     return (
         f'<text x="4" y="{y + 15}">{escape(one.method)}</text>'
         f'<rect x="{left}" y="{y}" width="{max(r.value, 0) * scale:.1f}" height="20" fill="#7aa6d8"/>'

@@ -23,7 +23,7 @@ from spectral_diffusion.errors import InputError
 if TYPE_CHECKING:
     from fusion.compare import Plan
 
-_COLUMNS = ("method", "strength", "retention", "leakage", "text")
+_COLUMNS = ("method", "strength", "retention", "above chance", "least kept", "leakage added", "text added")
 
 
 class Comparison:
@@ -103,7 +103,7 @@ class Comparison:
         )
 
     def _work(self, names: list[str], plan: Plan, files: list[Path], tell: Callable[[str], None]) -> None:
-        from fusion.compare import compare_methods
+        from fusion.compare import about, compare_methods
         from fusion.fuse import open_concepts
 
         there = {listed.name for listed in choices.concepts_in(self.studio)}
@@ -112,7 +112,8 @@ class Comparison:
             raise InputError("Tick two or more concepts to compare methods on.")
         tell("waiting for the base, or for whoever is drawing now")
         base, opened = self.studio.base(), open_concepts(known, self.studio.library)
-        folder = self._folder(known, json.dumps([plan.strengths, len(plan.choose), plan.steps]))
+        settled = about(base, opened, self._photos(known), plan)
+        folder = self._folder(known, json.dumps(settled, sort_keys=True))
         with self.studio.turns.taken(lambda: tell("waiting for whoever is drawing now")) as others_first:
 
             def next_part(line: str) -> None:  # the base is as it was between two of them
@@ -137,9 +138,20 @@ def _shown(files: Sequence[Path]) -> list[Any]:
     by_suffix = {path.suffix: path for path in files}
     data = json.loads(by_suffix[".json"].read_text(encoding="utf-8"))
     rows = [
-        [one["method"], f"{one['strength']:g}"]
-        + [f"{one[key]['value']:.2f}" for key in ("retention", "leakage", "alignment_change")]
+        [
+            one["method"],
+            f"{one['strength']:g}" + (f", {one['edge']} of the grid" if one["edge"] else ""),
+            *(
+                f"{one[key]['value']:.2f}" if one[key] else "–"
+                for key in ("retention", "retention_above_chance")
+            ),
+            f"{one['worst']} {one['worst_retention']:.2f}",
+            *(f"{one[key]['value']:.2f}" for key in ("leakage_added", "alignment_added")),
+        ]
         for one in data["standings"]
     ]
-    rows += [[method, "left out", reason, "", ""] for method, reason in data["left_out"].items()]
+    rows += [
+        [method, "left out", reason, *[""] * (len(_COLUMNS) - 3)]
+        for method, reason in data["left_out"].items()
+    ]
     return [gr.update(value=rows, visible=True), gr.update(value=served(by_suffix[".jpg"]), visible=True)]

@@ -2,19 +2,22 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from command_line import run, told
+from PIL import Image
 from test_fuse import Colours
 
 from fusion import compare
 from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
-from fusion.compare import Plan, compare_methods
+from fusion.compare import Plan, about, compare_methods
+from fusion.fuse import fuse
 from fusion.measure import Encoders
-from fusion.standings import as_csv, best_strength, measures, plot, score, standing
+from fusion.standings import COLUMNS, HALVES, as_csv, best_strength, measures, plot, score, standing
 from spectral_diffusion.errors import DamagedFile, InputError
 
 CLASSES = {"rex": "dog", "mia": "dog"}
@@ -48,14 +51,46 @@ def test_the_strength_is_chosen_by_one_half_and_reported_by_the_other(cells):
     assert (got.strength, got.trials) == (1.0, 2)
     assert got.retention.value == pytest.approx(0.5)
     assert got.leakage.value == pytest.approx(0.025)
-    assert got.alignment_change.value == pytest.approx(-0.05)
+    assert got.alignment_change.value == got.alignment_added.value == pytest.approx(-0.05)
+    assert got.retention_above_chance.value == pytest.approx(0.3 / 0.7)
     measured = measures(cells, "sum", 1.0, "choose", CLASSES)
-    assert measured.shape == (4, 4)
+    assert measured.shape == (2, 2, len(COLUMNS))
     assert got.score == score(measured) == pytest.approx(0.7 / 0.8 - 0.025 - 0.05)
 
 
 def test_less_leakage_than_chance_and_better_text_are_no_merit():
-    assert score(torch.tensor([[0.8, 0.8, -0.3, 0.2]])) == pytest.approx(1)
+    assert score(torch.tensor([[[0.8, 0.8, 0.1, 0.4, -0.3, -0.4, 0.2]]])) == pytest.approx(1)
+
+
+def test_what_is_there_alone_costs_no_method_anything(cells):
+    """Photos that look alike, and that no prompt describes: leakage and lost text are there alone as well."""
+    for source, strength in (("alone", 1.0), ("mean", 1.0)):
+        for half in HALVES:
+            record(cells, source, strength, half, "rex", [0.8, 0.8], [0.5, 0.5], 0.1)
+            record(cells, source, strength, half, "mia", [0.5, 0.5], [0.8, 0.8], 0.1)
+    got = standing(cells, "mean", "others'", (1.0,), CLASSES)
+    assert got.score == pytest.approx(1) and got.leakage_added.value == 0 == got.alignment_added.value
+    assert got.leakage.value == pytest.approx(0.4) and got.alignment_change.value == pytest.approx(-0.2)
+
+
+def test_a_lost_concept_is_named_and_widens_the_interval(cells):
+    for half in HALVES:
+        record(cells, "mean", 1.0, half, "rex", [0.8] * 2, [0.1] * 2)
+        record(cells, "mean", 1.0, half, "mia", [0.1] * 2, [0.1] * 2)
+    got = standing(cells, "mean", "others'", (1.0,), CLASSES)
+    assert (got.worst, got.worst_retention) == ("mia", pytest.approx(0.125))
+    assert (got.retention.low, got.retention.high) == pytest.approx(
+        (0.125, 1)
+    )  # either concept might be the rule
+
+
+def test_a_strength_at_the_edge_of_the_grid_is_flagged(cells):
+    edges = {grid: standing(cells, "sum", "others'", grid, CLASSES).edge for grid in ((0.5, 1.0), (1.0,))}
+    assert edges == {(0.5, 1.0): "highest", (1.0,): ""}
+    record(cells, "sum", 2.0, "choose", "rex", [0.1] * 2, [0.1] * 2)
+    record(cells, "sum", 2.0, "choose", "mia", [0.1] * 2, [0.1] * 2)
+    assert standing(cells, "sum", "others'", (0.5, 1.0, 2.0), CLASSES).edge == ""
+    assert standing(cells, "sum", "others'", (1.0, 2.0), CLASSES).edge == "lowest"
 
 
 def test_of_equal_strengths_the_nearest_to_one_is_taken(cells):
@@ -70,6 +105,9 @@ def test_the_table_and_the_plot_show_every_method(cells):
     rows = list(csv.DictReader(as_csv([one, replace(one, method="mean")]).splitlines()))
     assert [row["method"] for row in rows] == ["sum", "mean"]
     assert float(rows[0]["retention"]) == pytest.approx(0.5) and float(rows[0]["retention_low"]) <= 0.5
+    assert rows[0].keys() >= {"retention_above_chance", "worst", "worst_retention", "edge", "leakage_added"}
+    blank = replace(one, retention_above_chance=None)
+    assert list(csv.DictReader(as_csv([one, blank]).splitlines()))[1]["retention_above_chance"] == ""
     assert plot([one]).count("<rect") == 2 and ">sum</text>" in plot([one])
 
 
@@ -135,6 +173,36 @@ def test_a_comparison_gives_table_plot_and_sheet_and_goes_on_where_it_was_stoppe
     first = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in go(base, taught, photo_folder, tmp_path)] == first
     assert len(drawn) == 2 * (2 + 2) + methods * (2 * 2 + 2) + 1
+
+
+def test_other_photos_or_another_recording_are_another_comparison(
+    base, pristine, taught, photo_folder, tmp_path
+):
+    photos = shutil.copytree(photo_folder, tmp_path / "photos")
+    plan = replace(PLAN, methods=("mean",), strengths=(1.0,))
+    go(base, taught, photos, tmp_path / "x", plan)
+    go(base, taught, shutil.move(photos, tmp_path / "moved"), tmp_path / "x", plan)  # the same, elsewhere
+    settled = [about(base, [taught.rex], {"rex": photo_folder}, plan, how) for how in (None, QUICK)]
+    assert settled[0] != settled[1]
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "moved" / "0.png")
+    with pytest.raises(InputError, match="belongs to a comparison with other settings"):
+        go(base, taught, tmp_path / "moved", tmp_path / "x", plan)
+
+
+def test_nothing_is_fused_again_where_all_is_drawn(
+    base, pristine, taught, photo_folder, tmp_path, monkeypatch
+):
+    plan = replace(PLAN, methods=("filtered", "mean"), strengths=(1.0,))
+    first = go(base, taught, photo_folder, tmp_path, plan)
+    fused = []
+    monkeypatch.setattr(
+        compare, "fuse", lambda *_, method, **more: fused.append(method) or fuse(*_, method=method)
+    )
+    assert (
+        go(base, taught, photo_folder, tmp_path, plan)[0].read_bytes() == first[0].read_bytes() and not fused
+    )
+    go(base, taught, photo_folder, tmp_path, replace(plan, methods=("filtered", "mean", "sum")))
+    assert fused == ["sum"]
 
 
 def test_a_wrong_plan_is_told():
