@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as entry
-from benchmarks import adapter, files, growth, record, spectrum, step
+from benchmarks import adapter, files, gradient, growth, record, spectrum, step
 from benchmarks.sd15 import Model, Step
 from benchmarks.sides import SIDES, adapt, layers, strip
 from spectral_diffusion.base import load_base
@@ -22,7 +22,7 @@ def test_every_benchmark_is_listed_with_what_it_does(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
     entry.main()
     told = capsys.readouterr().out
-    for name in ("adapter", "step", "memory", "spectrum", "files", "growth", "full_size"):
+    for name in ("adapter", "step", "memory", "spectrum", "files", "gradient", "growth", "full_size"):
         assert f"  {name} " in told
     assert all(about.endswith((".", ":")) or len(about) > 20 for about in entry.listed().values())
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
@@ -122,6 +122,22 @@ def test_files_are_made_read_and_measured_by_both_sides(base, base_folder, prist
     files.theirs(load_base(str(base_folder)), fused, tmp_path, clock)
     assert clock.spent["diffusers: fuse_lora"] > 0
     assert files.size(tmp_path / "trio-peft") > 0 and files.size(tmp_path / "trio.safetensors") > 0
+
+
+@pytest.mark.parametrize("inputs", [40, 3], ids=["many inputs", "few inputs"])
+def test_gradient_fusion_is_solved_by_both_sides_and_no_worse_in_closed_form(inputs):
+    told = gradient.run({"small": gradient.Layer(6, 12, inputs, 200)})["layers"]["small"]
+    assert told["closed_residual"] <= told["lbfgs_residual"] * 1.001 + 1e-5 and told["lbfgs_residual"] < 0.9
+    assert min(told["closed_seconds"], told["lbfgs_seconds"]) >= 0 and told["speedup"] > 0
+
+
+def test_gradient_fusion_is_written_where_the_others_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gradient, "LAYERS", {"small": gradient.Layer(4, 6, 9, 3)})
+    monkeypatch.setattr(gradient, "QUICK", ("small",))
+    monkeypatch.setattr(sys, "argv", ["gradient", "--quick"])
+    gradient.main()
+    assert list(json.loads((tmp_path / "outputs/benchmarks/gradient.json").read_text())["layers"]) == ["small"]
 
 
 def test_growth_with_the_number_of_concepts(base, pristine):
