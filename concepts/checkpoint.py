@@ -127,6 +127,13 @@ def prune(folder: Path, keep: int, best: int | None = None) -> None:
             path.unlink()
 
 
+def drop(folder: Path, since: int) -> None:
+    """Removes the checkpoints from step `since` on."""
+    for path in checkpoints(folder):
+        if step_of(path) >= since:
+            path.unlink()
+
+
 def _packed(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors`; what JSON would change (tuples, number keys) is marked."""
     if isinstance(value, Tensor):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from concepts.lesson import Lesson, Losses
-from concepts.losses import exploding, remembered
+from concepts.lesson import Draw, Lesson, Losses
+from concepts.losses import RECENT, exploding, remembered
 from concepts.optimise import Ema, make_optimiser, make_schedule
 from concepts.settings import Settings
 from concepts.stopping import Point
@@ -22,14 +22,18 @@ _LEAST_SCALE = 1.0  # of fp16 gradients; below it they overflow whatever the sca
 
 
 class Diverged(SpectralError):
-    """The loss or the gradient is no number any more, or exploded."""
+    """The loss or the gradient is no number any more, or exploded; `since` is the first step that may be spoiled."""
+
+    def __init__(self, message: str, since: int) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 class Course:
     """One training's numbers and what moves them.
 
-    `step` counts finished steps. `curve` and `losses` (of the concept alone, by step) are its past; `words_done`
-    tells that the words reached their norm and rest.
+    `step` counts finished steps. `curve` and `errors` (by step, of concept or prior; 1 if the model knew nothing) are
+    its past; `words_done` tells that the words reached their norm and rest.
     """
 
     def __init__(
@@ -51,16 +55,17 @@ class Course:
         self.scaler = torch.amp.GradScaler(lesson.base.pipeline.device.type, enabled=half)
         self.step, self.words_done = 0, False
         self.curve: list[Point] = []
-        self.losses: list[float] = []
+        self.errors: list[float] = []
 
     def advance(self) -> dict[str, Any]:
         """One step; what the log tells of it. Raises Diverged before a number that cannot be trusted is used."""
         began = time.perf_counter()
         self.optimiser.zero_grad(set_to_none=True)
-        losses = self._backward()
+        whole = self.lesson.draw(self.step)
+        losses = self._backward(whole)
         self.scaler.unscale_(self.optimiser)
         norm = self._clipped()
-        self._check(losses, norm)
+        self._check(losses, norm, self.lesson.ignorance(whole))
         rates = dict(zip(self.parts, (group["lr"] for group in self.optimiser.param_groups), strict=True))
         self._move()
         self.step += 1
@@ -71,9 +76,8 @@ class Course:
             "rates": rates, "seconds": seconds,
         }  # fmt: skip
 
-    def _backward(self) -> dict[str, float]:
+    def _backward(self, whole: Draw) -> dict[str, float]:
         """Gradients of the whole step, in as many passes as it has parts for this process; its losses."""
-        whole = self.lesson.draw(self.step)
         parts = self.settings.accumulate * self.world.size
         total = torch.zeros(len(Losses._fields), device=self.table.device)
         with self.lesson.reading():
@@ -95,7 +99,7 @@ class Course:
         clip = self.settings.clip or math.inf
         return float(nn.utils.clip_grad_norm_(self.numbers, clip))
 
-    def _check(self, losses: Mapping[str, float], norm: float) -> None:
+    def _check(self, losses: Mapping[str, float], norm: float, ignorance: float) -> None:
         """Raises Diverged, naming the step and the likely cause."""
         s, at = self.settings, f"at step {self.step + 1}"
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > _LEAST_SCALE
@@ -103,12 +107,14 @@ class Course:
         if self.lesson.half is torch.float16:
             cause = f"set precision to bf16 or fp32, whose numbers do not overflow, or {cause}"
         if not all(map(math.isfinite, losses.values())):
-            raise Diverged(f"The loss is not a number {at}: {cause}.")
+            raise Diverged(f"The loss is not a number {at}: {cause}.", self.step)
         if not math.isfinite(norm) and not overflow:  # the scaler skips an overflow and scales down
-            raise Diverged(f"The gradient is not a number {at}: {cause}.")
-        self.losses = remembered([*self.losses, losses["concept"]])
-        if exploding(self.losses):
-            raise Diverged(f"The loss exploded {at} (now {self.losses[-1]:.3g}): {cause}.")
+            raise Diverged(f"The gradient is not a number {at}: {cause}.", self.step)
+        error = max(losses["concept"] / ignorance, losses["prior"] / (s.prior_weight or 1))
+        self.errors = remembered([*self.errors, error])
+        if exploding(self.errors):
+            known = "the model knows no more than noise"
+            raise Diverged(f"The loss exploded {at} ({known}): {cause}.", self.step + 1 - RECENT)
 
     def _move(self) -> None:
         self.scaler.step(self.optimiser)
@@ -130,7 +136,7 @@ class Course:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state(),
             "words_done": self.words_done,
-            "losses": list(self.losses),
+            "errors": list(self.errors),
             "curve": [tuple(point) for point in self.curve],
         }
 
@@ -144,5 +150,5 @@ class Course:
         self.scaler.load_state_dict(state["scaler"])
         self.ema.load(state["ema"])
         self.step, self.words_done = step, state["words_done"]
-        self.losses = list(state["losses"])
+        self.errors = list(state["errors"])
         self.curve = [Point(*point) for point in state["curve"]]

@@ -110,6 +110,12 @@ class Lesson:
             asked = torch.randint(len(self.prior.prompts), (s.prior_batch * s.accumulate,), generator=rng)
         return Draw(batch.values, batch.weights, noise, t, share, prompts, asked)
 
+    def ignorance(self, whole: Draw) -> float:
+        """The concept's loss if the model knew nothing, so that its error were 1 everywhere: the scale of a step."""
+        s = self.settings
+        weights = snr_weight(self.alphas, whole.t.to(self.alphas.device), s.snr_gamma, self.kind, s.snr_floor)
+        return float((weights * whole.share.to(weights)).sum())
+
     def _encoded(self, examples: Sequence[Example], crops: int) -> list[photos.Latents]:
         s, vae = self.settings, self.base.pipeline.vae
         return photos.encode_buckets(vae, examples, crops, s.background, s.seed, s.flip, default_dir())

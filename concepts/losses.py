@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import fmean
 
 from torch import Tensor
 
-_RECENT, _FIRST = 5, 20  # steps whose losses are compared to see an explosion
-_MANY, _FLOOR = 10.0, 0.5  # a model that knows nothing answers with an error of about 1
+RECENT = 5  # steps that show an explosion
+_SOMETHING, _NOTHING = 0.75, 0.9  # errors of a model that knows something, and of one that does not
+_MANY = 3.0
 
 
 def masked_mse(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -40,13 +41,18 @@ def snr_weight(
     return (snr.clamp(max=gamma) + floor) / (snr + 1 if kind == "v_prediction" else snr)
 
 
-def exploding(losses: Sequence[float]) -> bool:
-    """Whether the newest losses are far above those of the first steps, of one training in order."""
-    if len(losses) < _FIRST + _RECENT:
+def exploding(errors: Sequence[float]) -> bool:
+    """Whether the newest errors of one training, in order, are those of a model that knows nothing, whose error is 1.
+
+    The least of the first ones is nearly that of the base, whatever the steps did: one that never knew is let be,
+    until it does much worse.
+    """
+    if len(errors) <= RECENT:
         return False
-    return fmean(losses[-_RECENT:]) > _MANY * max(median(losses[:_FIRST]), _FLOOR)
+    least = min(errors[:RECENT])
+    return fmean(errors[-RECENT:]) > (_NOTHING if least < _SOMETHING else _MANY * least)
 
 
-def remembered(losses: Sequence[float]) -> list[float]:
+def remembered(errors: Sequence[float]) -> list[float]:
     """The part of the past that `exploding` will ever look at."""
-    return [*losses[:_FIRST], *losses[_FIRST:][-_RECENT:]]
+    return [*errors[:RECENT], *errors[RECENT:][-RECENT:]]

@@ -122,6 +122,8 @@ class Session:
         raise Stopped(f"Stopped after step {step} of {steps}: the same command goes on from there.")
 
     def _failed(self, error: Diverged) -> Diverged:
+        if self.course.world.main:
+            checkpoint.drop(self.folder, error.since)
         kept = checkpoint.checkpoints(self.folder)
         self.log.write(event="failed", step=self.course.step, reason=str(error))
         if not kept:
@@ -129,7 +131,8 @@ class Session:
         last = checkpoint.step_of(kept[-1])
         return Diverged(
             f"{str(error).rstrip('.')}, and start anew with --restart, or make a concept of step {last}, which is "
-            f"kept in {self.folder}, with --finish."
+            f"kept in {self.folder}, with --finish.",
+            error.since,
         )
 
 

@@ -16,8 +16,10 @@ from conftest import same
 from concepts import checkpoint, logs, trainer
 from concepts.checkpoint import OtherTraining, training_folder
 from concepts.course import Diverged
+from concepts.dataset import read_folder
 from concepts.interrupt import STOP_FILE, Stopped
 from concepts.settings import Settings
+from spectral_diffusion.base import load_base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, NameTaken, SliceTaken
 from spectral_diffusion.fused import content_hash
@@ -133,8 +135,6 @@ def test_a_process_killed_at_random_steps_ends_at_the_same_numbers(
     assert [killed_after(step, command) for step in kills] == [True, True], kills
     assert not (library / "rex.safetensors").exists() and checkpoint.checkpoints(folder_of(library))
     monkeypatch.setattr(trainer, "MEASURED", {"steps": 1})
-    from concepts.dataset import read_folder
-
     examples = read_folder(photo_folder, "rex", 64, "dog").examples
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other process: sums over threads round differently
@@ -234,8 +234,6 @@ def test_other_settings_are_refused_and_restart_starts_anew(base, teach, stopped
 
 
 def test_restart_forgets_the_old_training_and_its_slice(base, teach, stopped, photo_folder):
-    from concepts.dataset import read_folder
-
     examples = read_folder(photo_folder, "rex", 64, "dog").examples
     small = {"steps": 1, "batch": 1, "crops": 1, "rank": 3, "previews": 0, "prior_weight": 0}
     options = trainer.Options(restart=True)
@@ -278,6 +276,23 @@ def test_a_number_gone_bad_names_the_step_and_keeps_the_last_good_checkpoint(bas
     assert ledger_of(base, tmp_path)["rex"][1] == "training"
     last = logs.read(folder_of(tmp_path) / logs.NAME)[-1]
     assert (last["event"], last["step"]) == ("failed", 3)
+
+
+def test_an_early_explosion_is_seen_within_a_few_steps_and_its_checkpoints_go(tmp_path):
+    toybox = load_base("toybox")  # the tiny base knows nothing that it could lose
+
+    def burst():
+        for layer in spectral_layers(toybox.pipeline.unet, trainer.ADAPTER).values():
+            numbers = layer.spectral_A[trainer.ADAPTER].data
+            numbers.copy_(2 * torch.randn(numbers.shape, generator=torch.Generator().manual_seed(0)))
+
+    examples = read_folder(ROOT / "docs" / "samples" / "rex", "rex", toybox.size, "dog").examples
+    few = {"steps": 14, "previews": 0, "prior_weight": 0, "save_every": 2, "keep": 9, "batch": 1}
+    with pytest.raises(Diverged, match=r"exploded at step \d+ .*: lower the rates .* step [24].*--finish"):
+        trainer.train(toybox, examples, Settings("rex", "dog", **few), tmp_path, at(5, burst))
+    kept = {checkpoint.step_of(path) for path in checkpoint.checkpoints(folder_of(tmp_path))}
+    assert kept and kept <= {2, 4}, "none from after the burst"
+    assert logs.read(folder_of(tmp_path) / logs.NAME)[-1]["step"] <= 12
 
 
 def test_the_finished_file_is_what_the_run_returned(teach, tmp_path):
