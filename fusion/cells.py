@@ -44,7 +44,10 @@ class Cells:
         self._found: dict[Key, Cell] = {}
         about = json.loads(json.dumps(about))
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        except UnicodeDecodeError as error:
+            raise DamagedFile(f"{path} is no text file: delete it to begin again.") from error
         if not any(lines[:-1]):
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
             return

@@ -32,6 +32,7 @@ Factors = tuple[Tensor, Tensor]
 _WARM_UP, _CLIP = 20, 1.0
 # every so manieth answer is kept to measure by, and not learned from; odd, so that they are not all about one prompt
 _TEST = 9
+_SEEDS = 2**32
 _WORSE = 2.0  # how much larger the error may have become; NaN never is allowed
 
 
@@ -52,6 +53,8 @@ class Course:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number from {least} on, not {value}.")
+        if self.seed >= _SEEDS:
+            raise InputError(f"seed must be below {_SEEDS}, not {self.seed}.")
         for name in ("rate", "word_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a number from 0 on, not {getattr(self, name)}.")

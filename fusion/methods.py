@@ -87,7 +87,8 @@ def orthogonal(parts: Sequence[Fused], options: Options, recorded: Recorded | No
         if overlap > MOST_OVERLAP * random:
             raise InputError(
                 f"{one.names[0]} and {two.names[0]} were not trained on orthogonal inputs (overlap {overlap:.2g}, "
-                f"random ones have {random:.2g}): use another method, such as spectral."
+                f"random ones have {random:.2g}): train them in the form orthogonal, each with a start of its own, or "
+                "use another method, such as spectral."
             )
     return joined(parts)
 

@@ -128,6 +128,9 @@ def test_records_of_something_else_or_damaged_are_refused(cells, tmp_path):
     path = tmp_path / "cells.jsonl"
     with pytest.raises(InputError, match="belongs to a comparison with other settings"):
         Cells(path, {"plan": [1, 3]})
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(DamagedFile, match=r"bytes.jsonl is no text file"):
+        Cells(tmp_path / "bytes.jsonl", ABOUT)
     path.write_text(path.read_text() + "oops\n")
     with pytest.raises(DamagedFile, match=r"cells.jsonl is damaged .*: delete it"):
         Cells(path, ABOUT)

@@ -111,6 +111,8 @@ def test_every_method_says_whose_it_is_in_one_line():
         ("distilled", {"steps": 0}, "steps must be a whole number from 1 on, not 0"),
         ("distilled", {"batch": 2.5}, "batch must be a whole number from 2 on, not 2.5"),
         ("distilled", {"rate": float("nan")}, "rate must be a number from 0 on, not nan"),
+        ("distilled", {"seed": 10**30}, "seed must be below 4294967296, not 1000000"),
+        ("filtered", {"own": 10**400}, "own of the method filtered is too large a number"),
         ("distilled", {"neutral": 1}, "neutral must be at least 0 and below 1, not 1"),
     ],
 )
