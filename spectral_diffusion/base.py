@@ -7,18 +7,17 @@ the hub's cache already. Nothing ever goes online. Loads in fp32 on the CPU by d
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.folder import check_folder, load_folder
 from spectral_diffusion.model_file import Prediction, base_layout
+from spectral_diffusion.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 TOYBOX = Path(__file__).parent / "toybox"
-_PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
 TARGETS = ("attention", "feed_forward", "proj")
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
-_UNPICKLE = (
-    'python -c "import sys; from diffusers import StableDiffusionPipeline as P; f = sys.argv[1]; '
-    "P.from_pretrained(f, safety_checker=None, use_safetensors=False).save_pretrained(f + '-safetensors')\""
-)
 
 
 def find_base(base: str) -> Path:
@@ -47,7 +41,7 @@ def find_base(base: str) -> Path:
         return path
     if not path.is_dir():
         path = _cached(base)
-    _check_folder(base, path)
+    check_folder(base, path)
     return path
 
 
@@ -70,42 +64,6 @@ def _cached(base: str) -> Path:
             f"There is no base {base!r} here: nothing is downloaded by itself; for a hub id, run "
             f"`hf download {repo}{pinned}` once, else give 'toybox', a .safetensors file or a diffusers folder."
         ) from error
-
-
-def _check_folder(base: str, folder: Path) -> None:
-    """Raises InputError unless `folder` is Stable Diffusion 1.x in diffusers' layout, with safetensors."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{base} is no diffusers folder: it has no model_index.json.")
-    listed = _index(index)
-    if (kind := listed.get("_class_name")) != "StableDiffusionPipeline":
-        raise InputError(
-            f"{base} is a {kind}, not a StableDiffusionPipeline: only Stable Diffusion 1.x is a base."
-        )
-    if missing := [part for part in _PARTS if not (folder / part).is_dir() or part not in listed]:
-        raise InputError(f"{base} is no Stable Diffusion 1.x folder: {', '.join(missing)} missing.")
-    config = folder / "unet" / "config.json"
-    unet = _index(config) if config.is_file() else {}
-    if unet.get("cross_attention_dim") == 1024 or unet.get("in_channels", 4) != 4:
-        raise InputError(
-            f"{base} is not Stable Diffusion 1.x but 2.x or made for inpainting: give a plain 1.x one."
-        )
-    for part in ("unet", "text_encoder", "vae"):
-        if not any((folder / part).glob("*.safetensors")) and any((folder / part).glob("*.bin")):
-            raise InputError(
-                f"{base} has pickles (.bin) for its weights, and pickles are never opened: if you trust it, "
-                f"convert it with: {_UNPICKLE} {shlex.quote(str(folder))}"
-            )
-
-
-def _index(file: Path) -> dict[str, Any]:
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}): download the base again.") from error
-    if not isinstance(listed, dict):
-        raise InputError(f"{file} is damaged: it is no JSON object; download the base again.")
-    return listed
 
 
 @dataclass(frozen=True)
@@ -171,7 +129,7 @@ def load_base(
     elif vae is not None:
         raise InputError(f"{base} has its own VAE: --vae is for checkpoint files.")
     else:
-        pipeline = _load_folder(base, place, dtype)
+        pipeline = load_folder(base, place, dtype)
         if prediction:
             pipeline.scheduler.register_to_config(prediction_type=prediction)
     pipeline.set_progress_bar_config(disable=True)
@@ -188,51 +146,6 @@ def _name(base: str, place: Path) -> str:
         return place.stem
     pinned = _HUB_ID.fullmatch(base)
     return f"{pinned[1]}@{place.name}" if pinned and not Path(base).is_dir() else place.name
-
-
-def _load_folder(base: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    from safetensors import SafetensorError
-
-    halved = (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file() and not (
-        folder / "unet" / "diffusion_pytorch_model.safetensors"
-    ).is_file()
-    try:
-        with quiet():
-            from diffusers import StableDiffusionPipeline
-
-            return StableDiffusionPipeline.from_pretrained(
-                folder,
-                dtype=dtype,
-                variant="fp16" if halved else None,  # a download of the half-precision files alone
-                local_files_only=True,
-                use_safetensors=True,  # never a pickle
-                safety_checker=None,
-                feature_extractor=None,
-            )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        # whatever a damaged or foreign folder makes the loaders stumble over
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{base} cannot be loaded as a Stable Diffusion 1.x folder ({reason}).") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loaders' bars and their advice to install torchvision, which would drown our own sentences."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    logs = (diffusers_log, transformers_log)
-    found = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, verbosity, bars in found:
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()
 
 
 def adapted_layers(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:

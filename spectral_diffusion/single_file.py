@@ -234,13 +234,13 @@ def _fill(model: nn.Module, source: Source, dtype: torch.dtype) -> None:
         for key, name in source.names.items():
             stored = file.get_tensor(name)
             tensor = stored.to(dtype).reshape(shapes[key])
-            _check_numbers(source.file.path, name, stored, tensor)
+            check_numbers(source.file.path, name, stored, tensor)
             state[key] = tensor
     model.load_state_dict(state, strict=True, assign=True)
 
 
-def _check_numbers(path: Path, name: str, stored: torch.Tensor, tensor: torch.Tensor) -> None:
-    """`stored` is as in the file, `tensor` as it will act."""
+def check_numbers(path: Path, name: str, stored: torch.Tensor, tensor: torch.Tensor) -> None:
+    """DamagedFile for a weight that cannot be right; `stored` is as in the file `path`, `tensor` as it will act."""
     low, high = (extreme.item() for extreme in tensor.aminmax())  # one pass tells both
     if not (isfinite(low) and isfinite(high)):
         if finite(stored.float()):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import WIDTH
 from refusal import one_sentence
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.base import find_base, fingerprint, load_base
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import DamagedFile, InputError
 
 
 def test_the_adapted_layers_are_all_projections_of_all_attention(base):
@@ -140,8 +140,8 @@ def test_a_pickle_is_refused(tmp_path, name):
     refused(tmp_path / name, "pickle")
 
 
-def pickled_weights(folder):
-    for part in ("unet", "vae", "text_encoder"):
+def pickled_weights(folder, parts=("unet", "vae", "text_encoder")):
+    for part in parts:
         for file in (folder / part).glob("*.safetensors"):
             name = "pytorch_model" if part == "text_encoder" else file.stem
             torch.save(load_file(file), file.with_name(f"{name}.bin"))
@@ -150,13 +150,14 @@ def pickled_weights(folder):
 
 def test_a_folder_of_pickles_is_refused_with_the_way_out(copied):
     pickled_weights(copied)
-    refused(copied, ".bin", "use_safetensors=False", "save_pretrained", str(copied))
+    refused(copied, ".bin", "save_pretrained", str(copied))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_command_that_the_refusal_gives_converts_the_folder(copied, base):
-    pickled_weights(copied)
+@pytest.mark.parametrize("parts", [("unet", "vae", "text_encoder"), ("text_encoder",), ("vae",)])
+def test_the_command_that_the_refusal_gives_converts_the_folder(copied, base, parts):
+    pickled_weights(copied, parts)
     with pytest.raises(InputError) as refusal:
         load_base(str(copied))
     command = str(refusal.value).partition("convert it with: ")[2].replace("python", sys.executable, 1)
@@ -221,3 +222,23 @@ def test_a_damaged_base_is_refused_in_one_sentence(copied, spoil):
     with pytest.raises(InputError) as refusal:
         load_base(str(copied))
     assert "cannot be loaded" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+SPOILT = {
+    "missing": (lambda tensors, key: tensors.pop(key), "missing"),
+    "not a number": (lambda tensors, key: tensors[key].view(-1)[3:4].fill_(float("nan")), "not finite"),
+    "zeros": (lambda tensors, key: tensors[key].zero_(), "all zeros"),
+}
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize("how", SPOILT)
+def test_weights_that_cannot_be_right_are_refused_by_name(copied, part, how):
+    [file] = (copied / part).glob("*.safetensors")
+    tensors, (spoil, said) = load_file(file), SPOILT[how]
+    key = min(key for key, tensor in tensors.items() if tensor.ndim > 1)
+    spoil(tensors, key)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(DamagedFile, match=said) as refusal:
+        load_base(str(copied))
+    assert key.removeprefix("text_model.") in str(refusal.value) and part in str(refusal.value)
