@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,11 +56,12 @@ def fuse(
         from fusion.run import run
 
         check_output(output)
-        recipe = _recipe(concepts, method, strength or [], option or [], norm_control)
+        recipe, load = _recipe(concepts, method, strength or [], option or [], norm_control), _loader(base)
+        beside = load() if verbose else None
         with _bars() as progress:
-            fused = run(recipe, library, lambda: _load(base), progress)
+            fused = run(recipe, library, load, progress)
         save(fused, output)
-        _tell(fused, output, _load(base) if verbose else None)
+        _tell(fused, output, beside)
 
 
 @contextmanager
@@ -138,8 +140,9 @@ def adjust(
         changes = {"remove": remove, "add": add, "strength": strength, "on": on, "off": off}
         fused = adjusted(Fused.load(file), {key: given or [] for key, given in changes.items()}, library)
         fused = fused.with_norm_cap(cap_of(parse_norm_control(norm_control), fused.norm_cap))
+        beside = _load(base) if verbose else None
         save(fused, output)
-        _tell(fused, output, _load(base) if verbose else None)
+        _tell(fused, output, beside)
 
 
 @app.command()
@@ -247,6 +250,11 @@ def compare(
             files = compare_methods(over, opened, parse_photos(photos), plan, output, typer.echo)
         for file in files:
             typer.echo(file)
+
+
+def _loader(base: str) -> Callable[[], Base]:
+    """Loads a base when it is first asked for, and once."""
+    return cache(lambda: _load(base))
 
 
 def _load(base: str) -> Base:

@@ -117,6 +117,18 @@ def test_every_layer_is_listed_on_request_and_what_acts_is_counted(adjust, base,
     assert all(layer in listed for layer in base.adaptable)
 
 
+@pytest.mark.parametrize("command", [("fuse", "rex"), ("adjust", "duo.safetensors")])
+def test_a_base_that_cannot_be_listed_is_told_before_anything_is_written(adjust, library, tmp_path, command):
+    verb, what = command
+    given = tmp_path / what if verb == "adjust" else what
+    out = tmp_path / "listed.safetensors"
+    told(
+        run("fusion", verb, given, "--library", library, "-o", out, "--verbose", "--base", tmp_path / "none"),
+        "none",
+    )
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("where", ["file/new.safetensors", "x" * 300 + ".safetensors"])
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(
     library, tmp_path, monkeypatch, where
