@@ -4,7 +4,7 @@
 |---|---|---|
 | kohya | one LoRA file | A1111, Forge, ComfyUI, InvokeAI, diffusers |
 | diffusers | one LoRA file | diffusers |
-| peft | a folder with an adapter for the UNet and one for the text encoder | PEFT |
+| peft | a folder with an adapter for the UNet and one for the text encoder | PEFT, with transformers 5 |
 | embedding | a folder with one embedding a concept | all of them |
 | checkpoint | the merged base in the original layout, and the embeddings in a folder beside it | all of them |
 | folder | the merged base as a diffusers folder, words included | diffusers |

@@ -133,6 +133,17 @@ def save_folder(
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(draft, safe_serialization=True)
+        _save_prefixed(encoder, draft / "text_encoder" / "model.safetensors", dtype)
+
+
+def _save_prefixed(encoder: CLIPTextModel, path: Path, dtype: torch.dtype) -> None:
+    """Write the text encoder's weights with `text_model.` in every key, which transformers 4 cannot do without.
+
+    Version 5 leaves it out when it writes, and takes either when it reads.
+    """
+    state = {f"text_model.{k.removeprefix('text_model.')}": t for k, t in encoder.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    write_plain(path, shapes, dtype, state.__getitem__, {"format": "pt"})
 
 
 def _with_words(base: Base, vectors: Mapping[str, Tensor]) -> tuple[CLIPTokenizer, CLIPTextModel]:

@@ -246,6 +246,13 @@ def test_the_folder_draws_our_words_in_plain_diffusers(base, pristine, duo, inpu
     assert load_base(str(tmp_path / "duo")).name == "duo"
 
 
+def test_the_folders_text_encoder_has_the_keys_that_transformers_4_asks_for(base, duo, tmp_path):
+    export(duo, "folder", tmp_path / "duo", Options(base=base))
+    file = tmp_path / "duo" / "text_encoder" / "model.safetensors"
+    wanted = {f"text_model.{key}" for key in base.pipeline.text_encoder.state_dict()}
+    assert set(load_file(file)) == wanted and header(file) == {"format": "pt"}
+
+
 def test_another_base_is_not_merged_into_unless_asked(base_folder, duo, tmp_path):
     other = load_base(str(base_folder))
     for layer in other.layers.values():
