@@ -50,7 +50,7 @@ def make_optimiser(settings: Settings, parts: Mapping[str, Sequence[nn.Parameter
     kind, rates = optimiser_class(settings.optimiser), settings.rates
     groups = [{"params": list(numbers), "lr": rates[part]} for part, numbers in parts.items()]
     try:
-        return kind(groups, weight_decay=settings.weight_decay, **_options(kind, settings.optimiser_options))
+        return kind(groups, **_options(kind, settings))
     except (TypeError, ValueError, AssertionError) as error:
         options = f"weight_decay {settings.weight_decay}, {settings.optimiser_options}"
         raise InputError(
@@ -58,11 +58,16 @@ def make_optimiser(settings: Settings, parts: Mapping[str, Sequence[nn.Parameter
         ) from error
 
 
-def _options(kind: type[torch.optim.Optimizer], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given, and one kernel for all numbers where torch has one: hundreds of small ones take longer."""
+def _options(kind: type[torch.optim.Optimizer], settings: Settings) -> dict[str, Any]:
+    """What is given; the decay, unless the optimiser has none and none is wished; one kernel for all numbers where
+    torch has one: hundreds of small ones take longer.
+    """
+    given = dict(settings.optimiser_options)
     told = {"fused", "foreach", "differentiable"} & given.keys()
-    fused = "fused" in inspect.signature(kind).parameters and not told
-    return {**given, "fused": True} if fused else dict(given)
+    known = inspect.signature(kind).parameters
+    if settings.weight_decay or "weight_decay" in known:
+        given["weight_decay"] = settings.weight_decay
+    return {**given, "fused": True} if "fused" in known and not told else given
 
 
 def tenth(step: int, steps: int, warmup: int) -> float:

@@ -62,6 +62,7 @@ _FROM_ZERO = (
     "mask_grow",
     "mask_feather",
 )
+_LARGEST_SEED = 2**32 - 1  # as of pictures in other programs; every step's own seed fits into 64 bits
 # what may differ when a stopped training goes on: none of it changes a number that is trained
 NEUTRAL = frozenset({"start", "save_every", "keep"})  # the slice itself is compared, not the wish for it
 
@@ -117,7 +118,7 @@ class Settings:
     class_weight: float = 1.0
     # the photos
     crops: int = 1  # views of each photo, encoded once: the whole one, then jittered crops of it
-    flip: bool = False  # mirror every other view; not for what has a left and a right
+    flip: bool = False  # mirror every other view, of one view a second; not for what has a left and a right
     sample_latents: bool = False  # draw from the VAE's answer anew at each step, instead of its mean
     buckets: bool = False  # keep each photo near its own shape instead of a square
     caption_kind: Literal["object", "style", "person"] = "object"
@@ -136,7 +137,7 @@ class Settings:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = (
         "auto"  # auto: what the processor multiplies natively
     )
-    half_base: bool = False  # hold the frozen base in fp16
+    half_base: bool = False  # hold the frozen base in the half precision that is set
     gradient_checkpointing: bool = False  # recompute the UNet in the backward pass: less memory, more time
     seed: int = 0
     # on the way
@@ -194,6 +195,9 @@ class Settings:
             value = getattr(self, option)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"{option} must be a number from 0 on, not {value}.")
+        for option in ("seed", "scatter"):
+            if (value := getattr(self, option)) is not None and not 0 <= value <= _LARGEST_SEED:
+                raise InputError(f"{option} must be from 0 to {_LARGEST_SEED}, not {value}.")
         if self.ema >= 1:
             raise InputError(f"ema must be below 1, not {self.ema}: .99 averages about a hundred steps.")
 
@@ -263,8 +267,8 @@ def _contradictions(s: Settings) -> tuple[tuple[bool, str], ...]:
             f"{', '.join(own)} of optimiser_options is set by an option of its own, or by the rates.",
         ),
         (
-            s.gradient_checkpointing and s.attention_weight > 0,
-            "attention_weight needs what gradient_checkpointing throws away: switch one off.",
+            s.optimiser == "prodigy" and len({rate for rate in s.rates.values() if rate}) > 1,
+            "prodigy finds the rate itself and takes one factor for all parts: set weight_rate=1 and word_rate=1.",
         ),
     )
 

@@ -70,6 +70,34 @@ def test_an_optimiser_of_another_package_is_asked_for_by_its_name(name, package)
         optimiser_class(name)
 
 
+def test_an_optimiser_without_decay_is_taken_where_none_is_wished():
+    assert isinstance(make_optimiser(settings(optimiser="torch.optim.Rprop"), parts()), torch.optim.Rprop)
+    with pytest.raises(InputError, match="weight_decay"):
+        make_optimiser(settings(optimiser="torch.optim.Rprop", weight_decay=0.1), parts())
+
+
+def test_without_decay_an_optimiser_that_decays_by_itself_does_not():
+    numbers = parts()
+    for group in numbers.values():
+        group[0].grad = torch.zeros_like(group[0])
+    make_optimiser(settings(), numbers).step()
+    assert torch.equal(numbers["unet"][0], torch.ones(3))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("prodigyopt"), reason="a package of its own")
+def test_prodigy_moves_all_parts():
+    numbers = parts()
+    options = settings(optimiser="prodigy", weight_rate=1.0, word_rate=1.0, schedule="cosine", steps=50)
+    optimiser = make_optimiser(options, numbers)
+    schedule = make_schedule(options, optimiser)
+    for _ in range(50):
+        for group in numbers.values():
+            group[0].grad = group[0].detach().clone()  # towards zero
+        optimiser.step()
+        schedule.step()
+    assert all((group[0] < 0.9).all() for group in numbers.values())
+
+
 def test_an_option_that_an_optimiser_does_not_take_is_told():
     with pytest.raises(InputError, match=r"does not take its options .*wings"):
         make_optimiser(settings(optimiser_options={"wings": 2}), parts())

@@ -14,6 +14,7 @@ from spectral_diffusion.errors import InputError
         {"previews": -1}, {"rank": 1.5}, {"accumulate": 0}, {"ema": 1.0}, {"precision": "fp8"},
         {"schedule": "wave"}, {"text_rate": -1e-9}, {"preview_prompts": ("a dog",)}, {"held_out": -1},
         {"tag_dropout": 1.0}, {"caption_kind": "poem"}, {"word_norm": float("nan")},
+        {"seed": -1}, {"seed": 2**70}, {"scatter": -1},
     ],
 )  # fmt: skip
 def test_impossible_settings_cannot_be_built(option):
@@ -37,7 +38,7 @@ def test_impossible_settings_cannot_be_built(option):
         ({"half_base": True}, "half_base and precision = auto contradict"),
         ({"optimiser_options": {"lr": 1.0}}, "lr of optimiser_options"),
         ({"class_photos": "dogs/", "buckets": True}, "class_photos and buckets contradict"),
-        ({"attention_weight": 0.1, "gradient_checkpointing": True}, "attention_weight needs"),
+        ({"optimiser": "prodigy"}, "one factor for all parts: set weight_rate=1 and word_rate=1"),
     ],
 )
 def test_a_contradiction_is_one_sentence(options, said):
