@@ -80,7 +80,8 @@ def encode_buckets(
     flip: bool = True,
     cache: Path | None = None,
 ) -> list[Latents]:
-    """Encodes `crops` crops of each photo, with `flip` every other one mirrored; masks become loss weights.
+    """Encodes `crops` crops of each photo; masks become loss weights. `flip`: every other crop is mirrored, and of one
+    crop a mirrored second is made.
 
     The weight is 1 inside a mask and `background` outside; a photo without a mask counts as all inside. Gives one
     `Latents` a shape of the examples; `photo` counts over all of them. `cache` is a folder
@@ -135,9 +136,12 @@ def _views(
     rng = np.random.default_rng([seed, *content[:8]])
     source = example.detail or image
     scale = source.width / image.width
-    for i, box in enumerate(crop_boxes(image.width, crops, rng, image.height)):
+    boxes = crop_boxes(image.width, crops, rng, image.height)
+    if flip and len(boxes) == 1:
+        boxes *= 2  # the whole picture, and mirrored
+    for i, box in enumerate(boxes):
         pair: list[Image.Image | None] = [image, mask]
-        if i:
+        if box != boxes[0]:
             fine = tuple(side * scale for side in box)
             pair = [
                 source.resize(shape, Image.Resampling.LANCZOS, box=fine),

@@ -50,6 +50,14 @@ def entries(folder):
 # crops
 
 
+def test_of_one_view_a_mirrored_one_is_made(base):
+    photo = pictures(1)[0]
+    turned = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    (both,) = encode_buckets(base.pipeline.vae, [example(photo)], 1, 0.25, 0, flip=True)
+    (plain,) = encode_buckets(base.pipeline.vae, [example(photo), example(turned)], 1, 0.25, 0, flip=False)
+    assert torch.allclose(both.values, plain.values, atol=1e-5) and len(both.values) == 2
+
+
 def test_a_photos_crops_do_not_depend_on_the_others(base):
     alone = encoded(base, photos()[1:2])
     among = encoded(base, photos())
@@ -84,7 +92,9 @@ def test_wide_photos_keep_their_shape(base):
 def test_one_mask_gives_every_shape_its_weights(base):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 64, 32))
-    square, oblong = encode_buckets(base.pipeline.vae, [example(pictures(1)[0], mask), wide()], 1, 0.2, 0)
+    square, oblong = encode_buckets(
+        base.pipeline.vae, [example(pictures(1)[0], mask), wide()], 1, 0.2, 0, False
+    )
     assert square.weights[0, 0, :4].eq(1).all() and square.weights[0, 0, 4:].sub(0.2).abs().max() < 1e-6
     assert oblong.weights.eq(1).all()
     assert square.masked.tolist() == [True] and oblong.masked.tolist() == [False]
