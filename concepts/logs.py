@@ -1,16 +1,17 @@
 """The log of a training: one JSON object a line, for programs and for the page; TensorBoard beside it if asked.
 
 Lines are `{"step": …, "loss": …, "concept": …, "prior": …, "attention": …, "grad_norm": …, "rates": {…},
-"seconds": …}` for a step and `{"event": "start" | "resume" | "preview" | "note" | "stopped" | "failed" |
-"done", "step": …, …}` for all else. A training that goes on first drops the lines of steps it will do again,
-so that each step stands once.
+"seconds": …}` for a step (`grad_norm` is null where fp16 overflowed and the step was left out) and
+`{"event": "start" | "resume" | "preview" | "note" | "stopped" | "failed" | "done", "step": …, …}` for all else.
+A training that goes on first drops the lines of steps it will do again, so that each step stands once.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ class Log:
 
     def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
         self.path = folder and folder / NAME
-        self._board = _board(folder) if folder and tensorboard else None
+        self._drawn = folder / "tensorboard" if folder and tensorboard else None
+        self._board = self._drawn and _board(self._drawn)
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`, and a line that a kill cut off."""
         if self.path and self.path.exists():
             kept = [line for line in read(self.path) if line.get("step", 0) <= step]
             with atomic_write(self.path) as file:
-                file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
+                file.write("".join(map(_line, kept)).encode())
+        if self._board:  # what it has of later steps is hidden behind those that come
+            self._board.close()
+            self._board = _board(self._drawn, step + 1)
 
     def clear(self) -> None:
         """Forgets all that was written."""
@@ -46,7 +51,7 @@ class Log:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**facts, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+            file.write(_line({**facts, "time": round(time.time(), 3)}))
         if self._board:
             self._draw(facts)
 
@@ -83,9 +88,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def _board(folder: Path) -> Any:
+def _line(facts: Mapping[str, Any]) -> str:
+    """One line; a number that is none (the gradient where fp16 overflows) is null, as JSON has no word for it."""
+    sound = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
+    return json.dumps(sound, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def require_tensorboard() -> type:
+    """What writes for TensorBoard. Raises InputError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("TensorBoard is not installed: pip install tensorboard, or leave it out.") from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
+
+
+def _board(folder: Path, first: int | None = None) -> Any:
+    """A writer; steps from `first` on that are there already are not shown."""
+    return require_tensorboard()(str(folder), purge_step=first)

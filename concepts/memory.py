@@ -7,7 +7,11 @@ torch keeps for the backward pass of SD 1.5's UNet with adapters of rank 8, unde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from concepts.settings import Settings
+from spectral_diffusion.errors import SpectralError
 
 GB = 2**30
 _MB = 2**20
@@ -65,3 +69,19 @@ def kept_bytes(settings: Settings) -> float:
     )
     text = TEXT_ROW * (_WORD_LAYERS if s.layerwise else 1)
     return rows * (row + text) * (1 if half else 2) + (copies if half and not s.half_base else 0)
+
+
+@contextmanager
+def enough() -> Iterator[None]:
+    """Raises SpectralError, with a way out, if the memory of the card or the machine runs out within."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "take a preset for its size (--list-presets), a smaller batch, or --device cpu"
+            raise SpectralError(f"The card's memory is full: {advice}.") from error
+        if "can't allocate memory" not in str(error):
+            raise
+        raise SpectralError("The memory is full: take a smaller batch, or --processes 1.") from error

@@ -9,6 +9,7 @@ import torch
 from concepts import previews
 from concepts.dataset import Example
 from concepts.lesson import PREDICTIONS
+from concepts.optimise import make_optimiser, make_schedule
 from concepts.previews import Judges
 from concepts.settings import Settings
 from spectral_diffusion.base import Base
@@ -28,12 +29,35 @@ def check(base: Base, examples: Sequence[Example], settings: Settings, judges: J
         raise InputError(
             f"{base.name} predicts {kind!r}: a base that predicts noise or velocity can be taught."
         )
+    _check_prompts(base, settings)
+    _check_optimiser(settings)
     _check_beginnings(base, examples, settings)
+    if settings.gradient_checkpointing and watches(examples, settings):
+        raise InputError("attention_weight needs what gradient_checkpointing throws away: switch one off.")
     previews.split(examples, settings)
     if settings.measures and judges is None:
         raise InputError(
             f"keep_best and patience need encoders that know {base.name}: there are none but for the bundled base."
         )
+
+
+def watches(examples: Sequence[Example], settings: Settings) -> bool:
+    """Whether the attention regulariser has anything to go by: it is wished, and masks tell something."""
+    masked = any(example.mask for example in examples)
+    return settings.attention_weight > 0 and settings.background < 1 and masked
+
+
+def _check_prompts(base: Base, settings: Settings) -> None:
+    """Refuses a preview prompt that could not be drawn, which would be seen at the first preview only."""
+    words = _words(base, settings)
+    for text in settings.preview_prompts:
+        words.tokens_in(expand(text.replace("{}", f"<{settings.name}>"), [settings.name]), weighted=True)
+
+
+def _check_optimiser(settings: Settings) -> None:
+    """Refuses an optimiser that cannot be had or does not take its options, before anything is made for it."""
+    trained = {part: [torch.nn.Parameter(torch.zeros(1))] for part, rate in settings.rates.items() if rate}
+    make_schedule(settings, make_optimiser(settings, trained))
 
 
 def _check_beginnings(base: Base, examples: Sequence[Example], settings: Settings) -> None:

@@ -141,20 +141,22 @@ def _train(
 ) -> None:
     _check_early(folder, base, library, settings, how["restart"])
 
+    from concepts import memory
     from concepts.crew import crew, fitting
     from concepts.interrupt import Stopped
     from concepts.readiness import notes
     from concepts.world import join_world
 
     world = join_world(None if device == "auto" else device == "cpu")
-    loaded = _load(base, settings, device, world.size)
+    with memory.enough():
+        loaded = _load(base, settings, device, world.size)
     photos = _photos(folder, settings, loaded.size)
     if world.main:
         for note in [*photos.warnings, *notes(loaded, photos.examples, settings)]:
             typer.echo(f"note: {note}", err=True)
     size = fitting(loaded, settings.batch) if processes is None else _wished(processes, loaded, world)
     try:
-        with crew(size, _help, folder, base, library, settings, how) as shared:
+        with memory.enough(), crew(size, _help, folder, base, library, settings, how) as shared:
             trained = _taught(shared if size > 1 else world, loaded, photos, library, settings, how)
     except Stopped as stopped:
         if world.main:
@@ -204,6 +206,7 @@ def _check_early(folder: Path, base: str, library: Path, settings: Settings, res
     if restart or not (Path(library) / f"{settings.name}-training").is_dir():
         free_path(library, settings.name)
     read_folder(folder, settings.name, _CHECK_SIZE, settings.class_word)
+    _class_photos(settings, _CHECK_SIZE)
 
 
 def _load(base: str, settings: Settings, device: str, processes: int) -> Any:
@@ -223,7 +226,8 @@ def _load(base: str, settings: Settings, device: str, processes: int) -> Any:
         raise InputError(
             f"There is no device {device!r} here: give cpu, or cuda on a machine that has it."
         ) from error
-    return load_base(base, dtype=torch.float16 if settings.half_base else None, device=device)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    return load_base(base, dtype=half[settings.precision] if settings.half_base else None, device=device)
 
 
 def _photos(folder: Path, settings: Settings, size: int) -> Any:

@@ -25,7 +25,7 @@ from concepts.free_name import FreeName
 from concepts.interrupt import STOP_FILE, Stopped
 from concepts.lesson import Lesson
 from concepts.library import refuse_name_of_another_base
-from concepts.logs import opened
+from concepts.logs import opened, require_tensorboard
 from concepts.previews import Judges, Measure
 from concepts.prior import Prior, load_prior
 from concepts.readiness import check
@@ -120,6 +120,8 @@ class _Training:
         self.tell, self.options, self.world = tell, options, options.world
         self.judges = options.judges or (previews.bundled_judges(base) if settings.measures else None)
         check(base, examples, settings, self.judges)
+        if options.tensorboard:
+            require_tensorboard()
         self.examples, self.class_examples = examples, class_examples
         self.taught, self.held = previews.split(examples, settings)
         self.folder = checkpoint.training_folder(library, settings.name)

@@ -3,15 +3,16 @@
 from dataclasses import asdict, fields
 
 import pytest
+import torch
 from command_line import run, told
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from concepts.memory import GB, estimate
+from concepts.memory import GB, enough, estimate
 from concepts.presets import as_toml, assignments, presets, read_toml, resolve, shown
 from concepts.settings import Settings
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import InputError, SpectralError
 
 NAMED = {"name": "rex", "class_word": "dog"}
 
@@ -37,6 +38,20 @@ def test_a_memory_preset_fits_its_card_and_keeps_the_photos_of_a_step(size):
     settings = settings_of(f"{size}gb")
     assert estimate(settings) < size * GB
     assert settings.batch * settings.accumulate >= Settings(**NAMED).batch
+
+
+@pytest.mark.parametrize(
+    "mistake, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "The card's memory is full: .*--list-presets"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "The memory is full: .*smaller batch"),
+    ],
+)
+def test_a_full_memory_is_one_sentence(mistake, said):
+    with pytest.raises(SpectralError, match=said), enough():
+        raise mistake
+    with pytest.raises(RuntimeError, match=r"^ours$"), enough():
+        raise RuntimeError("ours")
 
 
 def test_more_work_at_a_time_takes_more_memory():

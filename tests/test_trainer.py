@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import pictures, same
 from PIL import Image
 
@@ -192,6 +193,47 @@ def test_a_caption_that_names_another_concept_is_refused_before_a_slice_is_taken
         trainer.train(base, wrong, Settings("rex", "dog"), tmp_path)
     with pytest.raises(InputError, match="no photo of rex"):
         trainer.train(base, [], Settings("rex", "dog"), tmp_path)
+    assert ledger_of(base, tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"optimiser": "torch.optim.Nothing"}, "torch.optim.Nothing is not to be had here"),
+        ({"optimiser_options": {"wings": 2}}, "does not take its options"),
+        ({"preview_prompts": ("{} and <bob>",)}, "names <bob>, which is not loaded"),
+        ({"preview_prompts": ("[a dog:{}:4]",)}, "prompt editing"),
+        ({"gradient_checkpointing": True, "attention_weight": 0.1}, "switch one off"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_slow(base, teach, tmp_path, monkeypatch, options, said):
+    for slow in ("load_prior", "adapted", "Lesson"):
+        monkeypatch.setattr(trainer, slow, None)
+    refused(base, teach, tmp_path, InputError, said, "rex", "dog", **options)
+
+
+def test_a_missing_tensorboard_is_told_before_anything_slow(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(trainer, "load_prior", None)
+    bare = [Example(pictures(1)[0], "<rex>", None, Path("x.png"))]
+    with pytest.raises(InputError, match="TensorBoard is not installed"):
+        trainer.train(base, bare, Settings("rex", "dog"), tmp_path, options=trainer.Options(tensorboard=True))
+    assert ledger_of(base, tmp_path) == {}
+
+
+def test_without_masks_the_regulariser_may_be_asked_for_with_checkpointing(base):
+    bare = [Example(pictures(1)[0], "<rex>", None, Path("x.png"))]
+    readiness.check(base, bare, Settings("rex", "dog", attention_weight=0.1, gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("mistake", [ValueError("of ours"), torch.OutOfMemoryError("of the card")])
+def test_a_mistake_of_ours_frees_the_slice_too(base, pristine, teach, tmp_path, monkeypatch, mistake):
+    def fail(*_, **__):
+        raise mistake
+
+    monkeypatch.setattr(trainer, "Lesson", fail)
+    with pytest.raises(type(mistake)):
+        teach(tmp_path, "rex", "dog", prior_weight=0)
     assert ledger_of(base, tmp_path) == {}
 
 
