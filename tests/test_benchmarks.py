@@ -127,6 +127,7 @@ def test_files_are_made_read_and_measured_by_both_sides(base, base_folder, prist
 @pytest.mark.parametrize("inputs", [40, 3], ids=["many inputs", "few inputs"])
 def test_gradient_fusion_is_solved_by_both_sides_and_no_worse_in_closed_form(inputs):
     told = gradient.run({"small": gradient.Layer(6, 12, inputs, 200)})["layers"]["small"]
+    assert told["closed_residual"] >= 0
     assert told["closed_residual"] <= told["lbfgs_residual"] * 1.001 + 1e-5 and told["lbfgs_residual"] < 0.9
     assert min(told["closed_seconds"], told["lbfgs_seconds"]) >= 0 and told["speedup"] > 0
 
