@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from spectral_diffusion.errors import InputError
 
@@ -56,14 +56,13 @@ def read_picture(path: Path, pixels: int) -> Picture:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The mask (L, 255 = concept) scaled to the picture's `size`.
+    """The mask (L, 255 = concept) scaled to the picture's `size`; its brightest is the concept, be it 1 or 255.
 
     Raises InputError if it has another shape, nothing in it, or cannot be read.
     """
     with _opened(path) as image:
         image.load()
-        rgb, _ = _rgb_and_alpha(ImageOps.exif_transpose(image))
-    mask = rgb.convert("L")
+        mask = _brightness(ImageOps.exif_transpose(image))
     if abs(mask.width * size[1] - mask.height * size[0]) > MASK_SHAPE_TOLERANCE * mask.width * size[1]:
         raise InputError(
             f"The mask {path} is {mask.width} × {mask.height}, another shape than its picture: "
@@ -122,3 +121,17 @@ def _rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]
     white = Image.new("RGBA", image.size, "white")
     rgb = Image.alpha_composite(white, image).convert("RGB")
     return rgb, alpha if alpha.getextrema()[0] < 255 else None
+
+
+def _brightness(image: Image.Image) -> Image.Image:
+    """How bright each point is (L), the brightest 255; what is transparent is dark, unless nothing else is told."""
+    if image.mode in SIXTEEN_BITS:
+        most = max(image.convert("I").getextrema()[1], 1)
+        return image.convert("I").point(lambda value: value * (255 / most)).convert("L")
+    grey = image.convert("RGB").convert("L")
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        shown = ImageChops.multiply(image.convert("RGBA").convert("L"), alpha)
+        grey = shown if shown.getextrema()[1] or alpha.getextrema()[0] == 255 else alpha
+    most = grey.getextrema()[1]
+    return grey.point(lambda value: round(value * 255 / most)) if most else grey
