@@ -1,7 +1,7 @@
 """How a training folder is laid out, found without being told: which pictures, captions, masks, repeats.
 
 Layouts: a plain folder, with captions (`.txt`, `.caption`) beside the pictures; Hugging Face's
-`metadata.jsonl` (`file_name`, `text`); kohya's `10_sks dog` folders (repeats, words); Mix-of-Show's
+`metadata.jsonl` (`file_name`, `text`); kohya's `10_sks dog` folders (repeats, words), alone or in `img/`; Mix-of-Show's
 `image/ caption/ mask/`. In each, a mask is a picture of the same stem in `mask/` or `masks/`, or OneTrainer's
 `<stem>-masklabel.png` beside it. Nothing is decoded here. What is left aside is told, never dropped silently.
 """
@@ -69,7 +69,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def _found(folder: Path) -> Layout:
-    home = _descended(folder)
+    home, notes = _project(_descended(folder))
     files, folders = _files(home), _folders(home)
     kohya = [(sub, match) for sub in folders if (match := _KOHYA.fullmatch(sub.name))]
     image = _named(home, IMAGE_FOLDERS)
@@ -84,6 +84,7 @@ def _found(folder: Path) -> Layout:
     if not layout.sources:
         found = f"only {', '.join(path.name for path in files[:3])}" if files else "no picture"
         raise InputError(f"{folder} has {found}: put a few photos there ({ACCEPTED} are read).")
+    layout.notes.extend(notes)
     layout.notes.extend(_left_aside(folders, layout.sources))
     layout.notes.extend(_orphans(layout.sources))
     return layout
@@ -97,6 +98,18 @@ def _descended(folder: Path) -> Path:
             break
         folder = inner[0]
     return folder
+
+
+def _project(folder: Path) -> tuple[Path, list[str]]:
+    """Where the photos are, and a note: kohya's project has them in `img/10_dog`, its class in `reg/1_dog`."""
+    photos = [sub for sub in _named(folder, ("img",)) if any(_KOHYA.fullmatch(s.name) for s in _folders(sub))]
+    if not photos or _pictures(_files(folder)):
+        return folder, []
+    others = [sub for sub in _named(folder, ("reg",)) if any(_pictures(_files(s)) for s in _folders(sub))]
+    told = (
+        "holds pictures of the class: to learn from them as well, name that folder with --set class_photos=…"
+    )
+    return photos[0], [f"{reg.name}/ {told}" for reg in others]
 
 
 def _plain(folder: Path, kind: str = "plain folder", repeats: int = 1, words: str | None = None) -> Layout:
@@ -228,4 +241,10 @@ def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _first(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+    """The first that is a file, its ending written small, large or like a name (.txt, .TXT, .Txt)."""
+    spelled = (
+        path.with_suffix(suffix)
+        for path in paths
+        for suffix in (path.suffix, path.suffix.upper(), f".{path.suffix[1:].capitalize()}")
+    )
+    return next((path for path in spelled if path.is_file()), None)

@@ -54,6 +54,32 @@ def test_a_plain_folder_with_sidecars(tmp_path):
     assert find_layout(tmp_path).kind == "plain folder"
 
 
+@pytest.mark.parametrize("txt, caption, png", [("TXT", "CAPTION", "PNG"), ("Txt", "Caption", "Png")])
+def test_companions_are_found_however_their_endings_are_written(tmp_path, txt, caption, png):
+    put(tmp_path, "0.png", f"0.{txt}", "1.png", f"1.{caption}", "2.png")
+    for name in (f"mask/0.{png}", f"2-masklabel.{png}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 255).save(tmp_path / name, "PNG")
+    assert found(tmp_path) == [
+        ("0.png", f"0.{txt}", f"mask/0.{png}", 1, None),
+        ("1.png", f"1.{caption}", None, 1, None),
+        ("2.png", None, f"2-masklabel.{png}", 1, None),
+    ]
+
+
+@pytest.mark.parametrize("home", [".", "dog project"])
+def test_a_project_of_kohya_is_read_from_img_and_its_class_is_told(tmp_path, home):
+    put(tmp_path / home, "img/10_sks dog/a.png", "img/10_sks dog/a.txt", "reg/1_dog/b.png", "log/x/events.out",
+        "model/last.safetensors")  # fmt: skip
+    layout = find_layout(tmp_path)
+    assert [(s.path.name, s.repeats, s.words) for s in layout.sources] == [("a.png", 10, "sks dog")]
+    assert layout.class_word == "dog"
+    (note,) = layout.notes
+    assert note.startswith("reg/ holds pictures of the class") and "class_photos" in note
+    (kept,) = find_layout(tmp_path / home / "reg").sources
+    assert kept.path.name == "b.png"
+
+
 def test_masks_of_onetrainer_are_masks_and_no_photos(tmp_path):
     put(tmp_path, "a.jpg", "a-masklabel.png")
     assert found(tmp_path) == [("a.jpg", None, "a-masklabel.png", 1, None)]
