@@ -26,6 +26,7 @@ from spectral_diffusion.errors import InputError
 from spectral_diffusion.ledger import check_name
 
 DETAIL = 1.25  # crops are jittered within this many times the size, so that none has to be enlarged
+TALL = 0.2  # share of the height that a crop may cut off untold where nothing tells the subject
 LOST = 0.005  # share of the subject that a crop may cut off untold: the tip of an ear is more
 _ROUNDING = 0.01  # of the area: not worth looking for what it cut off
 
@@ -38,7 +39,7 @@ class Example:
 
     `detail` is the same crop with up to `DETAIL` times the pixels, where the file has them. `given`: the
     caption is the user's own. `native` is the picture's upright (width, height), `box` the crop in it and
-    `lost` the share of the masked subject outside of the crop.
+    `lost` the share of the subject outside of the crop, None where neither mask nor background tells it.
     """
 
     image: Image.Image
@@ -50,7 +51,7 @@ class Example:
     mask_from: str | None = None
     native: tuple[int, int] | None = None
     box: Box | None = None
-    lost: float = 0.0
+    lost: float | None = 0.0
     detail: Image.Image | None = None
 
 
@@ -182,13 +183,26 @@ def troubles(example: Example, options: ReadOptions) -> list[str]:
     name, (width, height), notes = example.path.name, example.native, []
     if min(width, height) < min(example.image.size):
         notes.append(f"{name} is {width} × {height}, smaller than {min(example.image.size)}: it is enlarged.")
-    if example.lost > LOST:
+    if example.lost is None and (note := _head_cut(example)):
+        notes.append(f"{name}: {note}")
+    elif example.lost and example.lost > LOST:
         notes.append(
             f"{name}: the crop cuts off {example.lost:.0%} of the subject: use buckets, or crop it yourself."
         )
     if options.make_mask and example.mask is None:
         notes.append(f"{name}: no mask could be made, all of the picture counts.")
     return notes
+
+
+def _head_cut(example: Example) -> str | None:
+    """A sentence for a portrait whose crop may leave the face out."""
+    (_, top, _, bottom), height = example.box, example.native[1]
+    if 1 - (bottom - top) / height <= TALL:
+        return None
+    return (
+        f"the crop cuts off the top {top / height:.0%} and the bottom {1 - bottom / height:.0%}: "
+        "where a face is there, use buckets, or crop it yourself."
+    )
 
 
 def _of_all(folder: Path, examples: Sequence[Example]) -> list[str]:
@@ -246,13 +260,13 @@ def _scaled(box: Box, scale: float) -> Box:
     return round(left), round(top), round(left) + width, round(top) + height
 
 
-def _lost(rgb: Image.Image, mask: Image.Image | None, box: Box) -> float:
-    """Share of the subject outside of `box`; without a mask a plain background tells it, else 0."""
+def _lost(rgb: Image.Image, mask: Image.Image | None, box: Box) -> float | None:
+    """Share of the subject outside of `box`; without a mask a plain background tells it, else None."""
     cropped = (box[2] - box[0]) * (box[3] - box[1]) < (1 - _ROUNDING) * rgb.width * rgb.height
     if not cropped:
         return 0.0
     mask = mask or plain_background(rgb)
-    return 1 - _weight(mask.crop(box)) / _weight(mask) if mask else 0.0
+    return 1 - _weight(mask.crop(box)) / _weight(mask) if mask else None
 
 
 def _weight(mask: Image.Image) -> int:

@@ -56,6 +56,52 @@ def test_a_mask_of_another_size_is_scaled_and_of_another_shape_refused(tmp_path)
     refused(tmp_path, "a.png", "empty")
 
 
+def right_half(mode, white, black=0):
+    mask = Image.new(mode, (80, 60), black)
+    mask.paste(white, (40, 0, 80, 60))
+    return mask
+
+
+def voc():
+    mask = right_half("P", 1)
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        right_half("L", 1),
+        right_half("1", 1),
+        right_half("I;16", 1),
+        right_half("I;16", 65535),
+        voc(),
+        right_half("RGBA", (255, 255, 255, 255), (255, 255, 255, 0)),
+        right_half("RGBA", (255, 255, 255, 255), (0, 0, 0, 0)),
+        right_half("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)),
+        right_half("RGBA", (255, 255, 255, 255), (0, 0, 0, 255)),
+        right_half("LA", (255, 255), (255, 0)),
+    ],
+)
+def test_a_mask_is_read_in_whatever_way_it_says_inside(tmp_path, mask):
+    halves(80, 60).save(tmp_path / "a.png")
+    (tmp_path / "mask").mkdir()
+    mask.save(tmp_path / "mask" / "a.png")
+    read_back = one(tmp_path, size=60, options=ReadOptions(buckets=False)).mask
+    assert (read_back.getextrema(), read_back.getpixel((55, 30))) == ((0, 255), 255)
+
+
+@pytest.mark.parametrize(("size", "told"), [((60, 90), True), ((90, 60), False), ((60, 70), False)])
+def test_a_portrait_whose_top_is_cut_off_is_told(tmp_path, size, told):
+    for name in ("a.png", "b.png"):  # noise: nothing tells the subject
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / name)
+    notes = read(tmp_path).warnings
+    assert [("the crop cuts off the top 17% and the bottom 17%" in note) for note in notes] == [
+        told
+    ] * 2 * told
+    assert not read(tmp_path, options=ReadOptions(buckets=True)).warnings
+
+
 @pytest.mark.parametrize(("at", "told"), [((0, 20), "cuts off 50%"), ((60, 80), None)])
 def test_a_subject_that_the_crop_cuts_is_told(tmp_path, at, told):
     image = Image.new("RGB", (160, 40), "white")
