@@ -19,7 +19,7 @@ from torch import Tensor
 
 from concepts import latents as photos
 from concepts.attention import watched, words_outside
-from concepts.captions import CaptionRules, varied
+from concepts.captions import varied
 from concepts.dataset import Example
 from concepts.latent_cache import default_dir
 from concepts.losses import masked_mse, snr_weight
@@ -85,7 +85,7 @@ class Lesson:
         self.base, self.settings, self.prior, self.words = base, settings, prior, words
         self.groups = self._encoded(examples, s.crops)
         self.classes = self._encoded(class_examples, 1)
-        self.captions = [self._own(example) for example in examples]
+        self.captions = [example.caption if example.given else None for example in examples]
         self.alphas = pipeline.scheduler.alphas_cumprod.to(pipeline.device)
         self.kind = pipeline.scheduler.config.prediction_type
         self.half = half_precision(s.precision, pipeline.device)
@@ -136,10 +136,6 @@ class Lesson:
             [*prompts, *[about] * count],
             torch.cat([share, torch.full((count,), s.class_weight / count)]),
         )
-
-    def _own(self, example: Example) -> str | None:
-        """The caption that the rules start from; None where they are to choose a template."""
-        return example.caption if example.given or self.settings.captions == CaptionRules() else None
 
     def _prompts(self, rows: list[int], rng: random.Random) -> list[str]:
         """What is said about each crop in this step."""

@@ -1,5 +1,6 @@
 """A step's loss is the same however it is divided, in whatever form the base predicts, with or without masks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,14 @@ def test_captions_vary_with_the_step_only_if_asked_to(base, prior):
     drawn = [varied.draw(step).prompts for step in range(6)]
     assert len({p for prompts in drawn for p in prompts}) > 4
     assert drawn == [varied.draw(step).prompts for step in range(6)]
+
+
+def test_a_photo_without_a_caption_gets_another_template_each_step_whatever_else_is_asked(base, prior):
+    bare = [replace(example, given=False) for example in examples()]
+    for options in ({}, {"caption_keep": 2}):
+        settings = Settings("rex", "dog", **TINY, **options)
+        taught = Lesson(base, bare, settings, prior, lesson(base, prior).words)
+        assert len({p for step in range(6) for p in taught.draw(step).prompts}) > 4
 
 
 def test_pictures_of_the_class_are_learned_beside_the_concept_with_the_plain_word(base, pristine, prior):
