@@ -1,7 +1,7 @@
 """Settings from layers: defaults, a preset, a file, the command line; each value knows where it came from.
 
 Presets are the TOML files of `concepts/presets/`: `about = "…"` and any fields of `Settings`. A file of the user
-is the same and may name a preset of its own (`preset = "paper"`). Later layers win.
+is the same and may name presets of its own (`preset = "paper"`, `preset = ["paper", "6gb"]`). Later layers win.
 """
 
 from __future__ import annotations
@@ -55,17 +55,15 @@ def presets() -> dict[str, Preset]:
     return {path.stem: _preset(path) for path in by_kind}
 
 
-def resolve(preset: str | None, file: Path | None, given: Mapping[str, Any]) -> Resolved:
-    """Lays the layers over each other. `given` is what the command line said.
+def resolve(wanted: str | Sequence[str] | None, file: Path | None, given: Mapping[str, Any]) -> Resolved:
+    """Lays the layers over each other: the presets `wanted` in order, the file, and `given` by the command line.
 
     Raises InputError for an unknown preset or field, a wrong type or a file that cannot be read.
     """
     own = read_toml(file) if file else {}
-    preset = preset or own.pop("preset", None)
-    own.pop("preset", None), own.pop("about", None)
-    layers = []
-    if preset is not None:
-        layers.append((f"preset {preset}", _named(preset).values))
+    of_file = own.pop("preset", None)
+    own.pop("about", None)
+    layers = [(f"preset {name}", _named(name).values) for name in _names(wanted or of_file)]
     if file:
         layers.append((str(file), own))
     layers.append((COMMAND_LINE, given))
@@ -147,6 +145,13 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)  # a JSON text is a TOML text too
     return repr(value)
+
+
+def _names(wanted: Any) -> list[str]:
+    names = [wanted] if isinstance(wanted, str) else wanted or []
+    if not isinstance(names, list | tuple) or not _all_texts(names):
+        raise InputError(f"preset must be a name or a list of names, not {wanted!r}.")
+    return list(names)
 
 
 def _named(name: str) -> Preset:

@@ -37,7 +37,10 @@ def train(
     ] = None,
     base: Annotated[str, typer.Option(help="'toybox' or a Stable Diffusion 1.x model.")] = "toybox",
     library: Annotated[Path, typer.Option(help="The folder of concepts and their ledger.")] = LIBRARY,
-    preset: Annotated[str | None, typer.Option(help="A named set of values; see --list-presets.")] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="A named set of values, see --list-presets; of several the later wins."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of values, over the preset's.")] = None,
     rank: Annotated[int | None, typer.Option(help="Columns of the spectrum the concept gets [4].")] = None,
     start: Annotated[int | None, typer.Option(help="First column [the next free slice].")] = None,
@@ -110,7 +113,7 @@ def train(
 
 
 def _resolved(
-    preset: str | None, config: Path | None, named: dict[str, Any], assigned: list[str]
+    preset: list[str] | None, config: Path | None, named: dict[str, Any], assigned: list[str]
 ) -> Resolved:
     from concepts.presets import assignments, resolve
 

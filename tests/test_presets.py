@@ -72,6 +72,24 @@ def test_a_later_layer_wins_and_tells_its_name(tmp_path):
     assert lines["batch"].endswith("# command line") and lines["clip"].endswith("# default")
 
 
+def test_presets_are_laid_over_each_other_in_order(tmp_path):
+    resolved = resolve(["paper", "6gb"], None, NAMED)
+    assert (resolved.values["rank"], resolved.values["gradient_checkpointing"]) == (8, True)
+    assert (resolved.origins["crops"], resolved.origins["layerwise"]) == ("preset 6gb", "preset paper")
+    assert resolved.settings().attention_weight > 0, "which is off without masks"
+    file = tmp_path / "my.toml"
+    file.write_text('preset = ["paper", "6gb"]')
+    assert resolve(None, file, NAMED).settings() == resolved.settings()
+    assert resolve(["6gb", "paper"], None, NAMED).values["crops"] == presets()["paper"].values["crops"]
+    both = run("concepts", "train", "--preset", "paper", "--preset", "6gb", "--print-config")
+    assert "# preset 6gb" in both.stdout and "# preset paper" in both.stdout
+
+
+def test_the_papers_recipe_crops_at_random_and_speaks_in_templates():
+    settings = settings_of("paper")
+    assert settings.crops > 1 and settings.caption_templates and settings.text_rate == 1e-5
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 rates = st.floats(0, 1e3, allow_nan=False)
 
@@ -113,6 +131,7 @@ def test_printed_settings_read_back_are_the_same(tmp_path_factory, options):
         ('preview_prompts = "a {}"', "must be a list of texts"),
         ('form = "diagonal"', "form must be additive, rotational, lora or orthogonal"),
         ("isolated = true", "isolated needs reserved"),
+        ("preset = 3", "preset must be a name or a list of names, not 3"),
         ('preset = "papr"', "There is no preset 'papr'; there are .*paper"),
         ("steps = ", "my.toml is no TOML file"),
     ],
