@@ -110,7 +110,7 @@ def import_(
             )
         repair(library)
         if lora:
-            listed = import_lora(file, library, base, name, class_word, trigger)
+            listed = import_lora(file, library, base, name, class_word, trigger, _note)
         else:
             listed = import_file(file, library, name)
         typer.echo(_imported(listed))
@@ -213,6 +213,10 @@ def _ask(question: str) -> None:
         agreed = False
     if not agreed:
         raise InputError("Nothing was removed: answer y, or give --yes.")
+
+
+def _note(sentence: str) -> None:
+    _say([f"note: {sentence}"], err=True)
 
 
 def _say(lines: Iterable[str], err: bool = False) -> None:

@@ -11,7 +11,8 @@ from concepts.inventory import SUFFIX, Listed
 from concepts.library import find, refuse_file, refuse_name_of_another_base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.ledger import Ledger
-from spectral_diffusion.lora_member import lora_concept
+from spectral_diffusion.lora_member import Say, lora_concept
+from spectral_diffusion.model_file import Prediction
 
 KINDS = ("lora_kohya", "lora_diffusers", "lora_peft")  # of `model_file`
 
@@ -30,18 +31,27 @@ def is_lora(file: Path | str) -> bool:
 
 
 def import_lora(
-    file: Path | str, library: Path | str, base: str, name: str, class_word: str, trigger: str | None = None
+    file: Path | str,
+    library: Path | str,
+    base: str,
+    name: str,
+    class_word: str,
+    trigger: str | None = None,
+    say: Say | None = None,
+    vae: Path | None = None,
+    prediction: Prediction | None = None,
 ) -> Listed:
-    """Write the LoRA `file` into `library` as the concept `name`; `<name>` stands for `trigger`, or the class.
+    """Write the LoRA `file` into `library` as the concept `name`; `<name>` stands for `trigger`, see `lora_member`.
 
+    `vae` and `prediction` are of the base, see `load_base`; `say` is told what of a long trigger is left out.
     Raises NameTaken if the library has the name, InputError, BaseMismatch or DamagedFile if it is no LoRA for the base.
     """
     from spectral_diffusion.base import load_base
 
     target = Path(library) / f"{name}{SUFFIX}"
     refuse_file(target, name)
-    loaded = load_base(base)
-    concept = lora_concept(loaded, file, name, class_word, trigger or class_word)
+    loaded = load_base(base, vae=vae, prediction=prediction)
+    concept = lora_concept(loaded, file, name, class_word, trigger, say)
     ledger = Ledger(library, loaded.fingerprint, loaded.width, loaded.name)
     refuse_name_of_another_base(ledger, name)
     keep_file(ledger, concept, torch.float16, target)

@@ -1,8 +1,9 @@
 """Other people's LoRAs in one request, stacked on our concepts: style, detail, LCM.
 
 Unlike a LoRA in a fused file (`lora_member`) it has no name in the prompt, and may change any linear layer or
-convolution of the UNet and the text encoder; dW = weight * (alpha / rank) up down. Files are as `lora_member` reads
-them. In prompts as A1111 writes them, `<lora:name:weight>` means `name.safetensors` of a folder that is given.
+convolution of the UNet and the text encoder; dW = weight * scale * up down, as `lora_file` reads it; embeddings in
+the file are not used. In prompts as A1111 writes them, `<lora:name:weight>` means `name.safetensors` of a folder
+that is given.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
-from spectral_diffusion.lora_member import SIDES, plain_key, read_lora
+from spectral_diffusion.errors import BaseMismatch, InputError
+from spectral_diffusion.lora_file import Factors, by_layer, read_lora
 from spectral_diffusion.plain import autov3
 
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
 
 _TAG = re.compile(r"\s*<lora:([^:<>]+)(?::([^<>]*))?>")
-_WORDS = "bundle_emb."  # embeddings inside a LoRA's file; they are not read
 
 
 def taken_out(prompt: str, folder: Path | str | None) -> tuple[str, dict[str, float]]:
@@ -88,10 +88,10 @@ def worn(base: Base, loras: Mapping[str, float]) -> Iterator[None]:
 
 
 def _layers(base: Base) -> dict[str, nn.Module]:
-    """Every layer that a LoRA can change, by its name in one spelling."""
+    """Every layer that a LoRA can change, by its key."""
     parts = {"unet": base.pipeline.unet, "text_encoder": base.pipeline.text_encoder}
     return {
-        plain_key(f"{part}.{path}"): layer
+        f"{part}.{path}": layer
         for part, model in parts.items()
         for path, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
@@ -99,30 +99,23 @@ def _layers(base: Base) -> dict[str, nn.Module]:
 
 
 def _changes(file: str, layers: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer -> up (out, r) times alpha / r, down (r, in * height * width)."""
+    """Layer -> up (out, r) times its scale, down (r, in * height * width)."""
     if not Path(file).is_file():
         raise InputError(f"There is no LoRA {file}.")
-    sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_lora(Path(file)).items():
-        ending = next((ending for ending in SIDES if key.endswith(ending)), None)
-        name = plain_key(key.removesuffix(ending)) if ending else None
-        if name in layers:
-            sides.setdefault(name, {})[SIDES[ending]] = tensor.float()
-        elif not key.startswith(_WORDS):
-            raise BaseMismatch(
-                f"{file} is no plain LoRA for Stable Diffusion 1.x: there is nothing that its {key} could change."
-            )
-    return {name: _factors(file, name, parts, layers[name].weight) for name, parts in sides.items()}
+    found, strangers = by_layer(read_lora(file), layers)
+    if strangers:
+        raise BaseMismatch(
+            f"{file} is no plain LoRA for Stable Diffusion 1.x: there is nothing that its {min(strangers)} could "
+            "change."
+        )
+    return {name: _sized(file, name, factors, layers[name].weight) for name, factors in found.items()}
 
 
-def _factors(file: str, name: str, parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-    if not {"down", "up"} <= parts.keys():
-        raise DamagedFile(f"{file} is damaged: layer {name} has only one of its two factors.")
-    up, down = parts["up"].flatten(1), parts["down"]
+def _sized(file: str, name: str, factors: Factors, weight: Tensor) -> tuple[Tensor, Tensor]:
+    up, down = factors.up.flatten(1), factors.down
     if up.shape != (len(weight), len(down)) or down[0].numel() != weight[0].numel():
         raise BaseMismatch(f"{file} does not fit this base: its layer {name} has another size.")
-    alpha = float(parts["alpha"]) if "alpha" in parts else float(len(down))
-    return alpha / len(down) * up, down.flatten(1)
+    return factors.scale * up, down.flatten(1)
 
 
 def _hash(file: str) -> str | None:

@@ -13,6 +13,7 @@ from concepts.library import import_file
 from concepts.lora_import import import_lora, is_lora
 from fusion.fuse import fuse
 from spectral_diffusion.concept import Concept
+from spectral_diffusion.export import Options, export
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
 from spectral_diffusion.lora_member import lora_member
@@ -104,3 +105,27 @@ def test_the_command_asks_for_what_a_lora_does_not_tell(base_folder, kohya, tmp_
     assert "none (lora of rank 2)" in shown
     removed = run("concepts", "remove", "sks", "--yes", "--library", tmp_path / "library")
     assert removed.stdout.strip() == "sks is removed"
+
+
+def test_bundled_words_come_back_as_the_concepts_own(base, base_folder, tmp_path):
+    rex, mia = (Fused.of(random_concept(base, name, 3 * i, seed=i)) for i, name in enumerate(("rex", "mia")))
+    [alone] = export(rex, "kohya", tmp_path / "rex.safetensors", Options(torch.float32, bundle=True))
+    listed = import_lora(alone, tmp_path / "library", str(base_folder), "max", "dog")
+    words = Concept.load(listed.file).words
+    for i in (1, 2):
+        assert torch.allclose(words[f"<max-{i}>"].float(), rex.words[f"<rex-{i}>"], atol=1e-3)
+    both = fuse([random_concept(base, "rex", 0), random_concept(base, "mia", 3, seed=1)])
+    [file] = export(both, "kohya", tmp_path / "duo.safetensors", Options(torch.float32, bundle=True))
+    for trigger, name in (("mia", "sks"), (None, "mia")):
+        member = lora_member(base, file, name, "cat", trigger)
+        assert torch.allclose(member.words[f"<{name}-2>"], mia.words["<mia-2>"], atol=1e-6)
+    plain = lora_member(base, file, "sks", "cat")
+    assert plain.words["<sks-1>"].equal(lora_member(base, file, "sks", "cat", "cat").words["<sks-1>"])
+
+
+def test_what_of_a_long_trigger_is_left_out_is_told(base_folder, kohya, tmp_path):
+    how = ("--class", "dog", "--library", tmp_path / "library", "--base", base_folder)
+    long = run("concepts", "import", kohya, "--name", "sks", "--trigger", "a big dog", *how)
+    assert "the trigger 'a big dog' has 3 tokens, and <sks> stands for two" in long.stderr
+    short = run("concepts", "import", kohya, "--name", "fig", "--trigger", "a dog", *how)
+    assert "note" not in short.stderr
