@@ -42,7 +42,9 @@ def fuse(
     concepts: Annotated[list[str], typer.Argument(help="Names, concept files, or one recipe.toml.")],
     output: Annotated[Path, OUTPUT],
     library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
-    method: Annotated[str | None, typer.Option(help="See `python -m fusion methods`.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="filtered, or another of `python -m fusion methods`.")
+    ] = None,
     strength: Annotated[
         list[str] | None, typer.Option(help="name=number, or name.block=number; may be repeated.")
     ] = None,
@@ -89,7 +91,7 @@ def _recipe(
     names: list[str], method: str | None, strengths: list[str], options: list[str], norm_control: str | None
 ) -> Recipe:
     """The recipe in a file, or the one that the command line amounts to."""
-    from fusion.recipe import read
+    from fusion.recipe import DEFAULT, read
     from fusion.requests import blocks_and_strengths, parse_norm_control, parse_options, with_blocks
     from fusion.run import named
 
@@ -98,7 +100,7 @@ def _recipe(
             raise InputError("A recipe says all there is to say: give it alone, or change it.")
         return read(names[0])
     plain, blocks = blocks_and_strengths(strengths)
-    recipe = named(names, plain, method or "spectral", parse_options(options))
+    recipe = named(names, plain, method or DEFAULT, parse_options(options))
     return with_blocks(replace(recipe, norm_control=parse_norm_control(norm_control)), blocks)
 
 

@@ -70,7 +70,7 @@ def fuse(
     `options` of the method: see `methods.METHODS`. `norm_control`: a cap (see `spectral_diffusion.norms`), True for
     the default one, False for none, None for what the method has. `base`: for methods that record inputs on it (in the
     way of `recording`, None for the method's own), or are taught on it; `recorded`: inputs that are there already.
-    `progress(what, done, total)` is called while that lasts.
+    `progress(what, done, total)` is called while that lasts. One concept alone is left as it is, whatever the method.
     `regardless`, for experiments: concepts in the same slice, or in scattered columns, are fused as well; what comes
     out is there to be measured, nothing else is promised.
     Raises InputError (nothing to fuse, a name twice, an unknown method, option or strength, inputs that are not
@@ -82,6 +82,8 @@ def fuse(
     else:
         parts = [as_part(concept) for concept in concepts]
     check_together(parts, overlap=regardless)
+    if len(parts) == 1:  # there is nobody to keep it apart from
+        method, options = "spectral", {}
     chosen = method_of(method)
     if unknown := sorted(set(strengths) - {part.names[0] for part in parts}):
         raise InputError(f"A strength is given for {', '.join(unknown)}, which is not among the concepts.")

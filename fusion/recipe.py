@@ -30,6 +30,9 @@ from spectral_diffusion.errors import InputError
 from spectral_diffusion.members import check_strength
 from spectral_diffusion.slices import check_name
 
+# the method unless told: of those that take seconds it keeps most (docs/fusion.md)
+DEFAULT = "filtered"
+
 _FIELDS = {"method", "norm_control", "libraries", "options", "recording", "concepts"}
 _CONCEPT_FIELDS = {"strength", "blocks", "on", "file", "sha256", "lora", "class", "trigger"}
 
@@ -63,7 +66,7 @@ class Recipe:
     """What to fuse, how strongly and how. Building one raises InputError for an empty one and bad numbers."""
 
     concepts: tuple[Ingredient, ...]
-    method: str = "spectral"
+    method: str = DEFAULT
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_control: bool | float | None = None
     libraries: tuple[str, ...] = ()
@@ -118,7 +121,7 @@ def parse(text: str) -> Recipe:
     concepts = _typed(table, "concepts", dict, "a table per concept", {})
     return Recipe(
         concepts=tuple(_ingredient(name, facts) for name, facts in concepts.items()),
-        method=_typed(table, "method", str, "a text", "spectral"),
+        method=_typed(table, "method", str, "a text", DEFAULT),
         options=_typed(table, "options", dict, "a table", {}),
         norm_control=_typed(table, "norm_control", (bool, int, float), "true, false or a number", None),
         libraries=_libraries(table),

@@ -40,7 +40,7 @@ def run(
         method=recipe.method,
         options=recipe.options,
         norm_control=recipe.norm_control,
-        base=base() if base is not None and method.needs_base else None,
+        base=base() if base is not None and method.needs_base and len(parts) > 1 else None,
         recording=how,
         progress=progress,
     )

@@ -53,7 +53,7 @@ class Fuse:
             gr.Slider(0, 2, 1, step=0.05, label=f"Strength {i + 1}", visible=False) for i in range(MEMBERS)
         ]
         # the others come when the page is open: their modules are slow to import
-        self.method = gr.Dropdown(label="Method", choices=["spectral"], value="spectral")
+        self.method = gr.Dropdown(label="Method", choices=["filtered"], value="filtered")
         self.norm = gr.Radio(
             label="Norm control", value="",
             choices=[("As the method has it", ""), ("On", "on"), ("Off", "off")],

@@ -46,7 +46,8 @@ def test_from_photos_to_pictures_of_two_fused_concepts(train, library, base_fold
     assert result.exit_code == 0, result.output
     assert "columns 4..5, write <bob> in prompts" in result.stdout
     fused = tmp_path / "fused" / "duo.safetensors"
-    result = run("fusion", "fuse", "rex", "bob", "--library", library, "-o", fused, "--strength", "rex=0.5")
+    where = ("--library", library, "--base", base_folder, "-o", fused)
+    result = run("fusion", "fuse", "rex", "bob", *where, "--strength", "rex=0.5")
     assert result.exit_code == 0, result.output
     assert "<rex> dog, columns 0..1, strength 0.5\n<bob> owl, columns 4..5, strength 1\n" in result.stdout
     for expected in (["00001-7.png", "00002-8.png"], ["00003-7.png", "00004-8.png"]):

@@ -146,5 +146,5 @@ def test_a_fused_file_replaces_only_a_fused_file(fuse, library, taught, tmp_path
     (tmp_path / "folder.safetensors").mkdir()
     told(fuse("rex", output=tmp_path / "folder.safetensors"), "is a folder")
     for names in (["rex"], ["rex", "mia"]):
-        assert fuse(*names, output=tmp_path / "duo.safetensors").exit_code == 0
+        assert fuse(*names, "--method", "spectral", output=tmp_path / "duo.safetensors").exit_code == 0
     assert Fused.load(tmp_path / "duo.safetensors").names == ["rex", "mia"]

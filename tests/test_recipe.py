@@ -117,11 +117,18 @@ def test_a_mistake_in_a_recipe_is_one_sentence_that_names_the_file(tmp_path, cas
 
 # run from the command line: what is wrong leaves nothing behind
 
-GOOD = '[concepts.rex]\nstrength = 0.5\n[concepts.mia]\non = false\n[concepts.mia.blocks]\n"up.1" = 0.5\n'
+GOOD = """method = "sum"
+[concepts.rex]
+strength = 0.5
+[concepts.mia]
+on = false
+[concepts.mia.blocks]
+"up.1" = 0.5
+"""
 RUN_MISTAKES = {
     "unknown concept": ("[concepts.bob]", "has no concept bob; it has mia, rex"),
     "unknown method": ("method = 'tie'\n[concepts.rex]", "no method 'tie'; there are spectral"),
-    "unknown option": ("[options]\ndensity = 1\n[concepts.rex]", "spectral has no option 'density'"),
+    "unknown option": ("[options]\ndensity = 1\n[concepts.rex]", "filtered has no option 'density'"),
     "unknown block": ("[concepts.rex.blocks]\n'up.7' = 1", "rex has no block 'up.7'; it has attn1"),
     "another concept's file": (
         "[concepts.bob]\nfile = '{library}/rex.safetensors'",
@@ -195,7 +202,7 @@ def test_paths_in_a_recipe_are_relative_to_it_and_come_back_from_the_fused_file(
     (tmp_path / "kit" / "lib").mkdir(parents=True)
     taught.rex.save(tmp_path / "kit" / "rex.safetensors")
     taught.mia.save(tmp_path / "kit" / "lib" / "mia.safetensors")
-    text = "libraries = ['lib']\n[concepts.rex]\nfile = 'rex.safetensors'\n[concepts.mia]\n"
+    text = "method = 'sum'\nlibraries = ['lib']\n[concepts.rex]\nfile = 'rex.safetensors'\n[concepts.mia]\n"
     (tmp_path / "kit" / "r.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     fused = run_recipe(read("kit/r.toml"), ["nowhere"])
@@ -247,10 +254,10 @@ def test_the_recipe_of_a_mean_gives_the_mean_again(taught):
 
 def test_a_method_that_needs_inputs_loads_the_base_and_others_do_not(base, pristine, taught, monkeypatch):
     recipe = Recipe((Ingredient("rex"), Ingredient("mia")))
-    run_recipe(recipe, [taught.library], base=None)
+    run_recipe(replace(recipe, method="spectral"), [taught.library], base=None)
     asked = []
     filtered = run_recipe(
-        replace(recipe, method="filtered", recording={"steps": 1, "seeds": [0]}),
+        replace(recipe, recording={"steps": 1, "seeds": [0]}),
         [taught.library],
         base=lambda: asked.append(1) or base,
     )

@@ -11,11 +11,13 @@ from fusion.fuse import changed
 from fusion.methods import METHODS
 from spectral_diffusion.fused import Fused
 
+SUM = ("--method", "spectral")  # which needs no base
+
 
 @pytest.fixture
 def adjust(library, tmp_path):
     duo = tmp_path / "duo.safetensors"
-    assert run("fusion", "fuse", "rex", "mia", "--library", library, "-o", duo).exit_code == 0
+    assert run("fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", duo).exit_code == 0
 
     def call(*options):
         return run(
@@ -88,7 +90,7 @@ def test_norm_control_is_set_by_both_commands(adjust, library, tmp_path):
         assert adjust("--norm-control", given).exit_code == 0
         assert Fused.load(tmp_path / "new.safetensors").norm_cap == cap
     out = tmp_path / "x.safetensors"
-    fused = run("fusion", "fuse", "rex", "mia", "--library", library, "-o", out, "--norm-control", "1.5")
+    fused = run("fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", out, "--norm-control", "1.5")
     assert fused.exit_code == 0 and Fused.load(out).norm_cap == 1.5
 
 
@@ -172,7 +174,7 @@ def test_the_methods_are_listed(tmp_path):
 
 def test_baking_from_the_command_line_tells_how_to_write_the_words(library, base_folder, tmp_path):
     out, baked = tmp_path / "duo.safetensors", tmp_path / "baked"
-    assert run("fusion", "fuse", "rex", "mia", "--library", library, "-o", out).exit_code == 0
+    assert run("fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", out).exit_code == 0
     told(run("fusion", "bake", out, "-o", baked, "--base", base_folder), "layer-wise")
     assert not baked.exists()
     result = run("fusion", "bake", out, "-o", baked, "--base", base_folder, "--mean-words", "--fp32")
