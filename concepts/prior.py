@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_diffusion.base import Base
+from spectral_diffusion.base import Base, fingerprint
 from spectral_diffusion.errors import SpectralError
 from spectral_diffusion.files import load_tensors, save_tensors
 from spectral_diffusion.generate import make_sampler
@@ -54,6 +54,7 @@ _OTHERS = (
 )
 _STEPS = 8  # of sampling: soft pictures are good enough to ask the teacher about
 KIND = "prior"
+_SOME = 64  # numbers of a tensor that tell it from another training's
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def load_prior(
     base: Base, class_word: str, count: int, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Prior:
     """The prior from the cache in `folder`, or prepared and put there. Deterministic."""
-    key = json.dumps([base.fingerprint, class_word, count, 1])
-    file = folder / f"prior-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    file = folder / f"prior-{_key(base, class_word, count)}.safetensors"
     if file.exists():
         try:
             tensors, header = load_tensors(file, kind=KIND, expected=partial(_expected, base, count))
@@ -96,6 +96,17 @@ def load_prior(
     tensors = {"noisy": prior.noisy, "timesteps": prior.timesteps, "predicted": prior.predicted}
     save_tensors(file, tensors, {"prompts": prior.prompts}, kind=KIND)
     return prior
+
+
+def _key(base: Base, class_word: str, count: int) -> str:
+    """16 hex digits of all that the answers depend on: some numbers of each weight, and how it computes."""
+    pipeline = base.pipeline
+    tensors = {"noise": pipeline.scheduler.alphas_cumprod}
+    for part in ("unet", "text_encoder"):
+        tensors |= {f"{part}.{key}": value for key, value in getattr(pipeline, part).state_dict().items()}
+    some = {key: value.flatten()[:: -(-value.numel() // _SOME)] for key, value in tensors.items()}
+    facts = [base.fingerprint, fingerprint(some), str(pipeline.unet.dtype), class_word, count, 2]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _expected(base: Base, count: int, header: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

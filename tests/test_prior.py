@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from concepts import prior
+from spectral_diffusion.base import load_base
 
 
 def asked(base, folder, class_word="dog"):
@@ -51,3 +52,14 @@ def test_half_of_the_questions_are_about_the_class():
     prompts = prior.plain_prompts("otter", 64, torch.Generator().manual_seed(0))
     assert prompts.count("") == 8
     assert sum("otter" in prompt for prompt in prompts) == 24  # 32 less the empty ones
+
+
+def test_another_weight_or_dtype_asks_anew(base, base_folder, tmp_path):
+    asked(base, tmp_path)
+    other = load_base(str(base_folder))
+    with torch.no_grad():
+        other.pipeline.unet.conv_out.weight.add_(0.1)  # no weight of attention: the fingerprint stays
+    assert other.fingerprint == base.fingerprint
+    assert not equal(asked(base, tmp_path), asked(other, tmp_path))
+    half = load_base(str(base_folder), dtype=torch.bfloat16)
+    assert len({prior._key(one, "dog", 4) for one in (base, other, half)}) == 3
