@@ -2,13 +2,15 @@
 
 Contract. A checkpoint is one safetensors file with a JSON header, complete or absent, without pickles. Its
 `recipe` tells which training it belongs to: settings, photos, base, slice. A checkpoint of another recipe is
-refused, never adapted. A damaged file is passed over for the one before it.
+refused, never adapted. A file that cannot be read, damaged or of another version, is
+put aside, aloud, and the one before it is taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,8 +101,11 @@ def latest(folder: Path, made_by: Mapping[str, Any]) -> Checkpoint | None:
             return load(path, made_by)
         except OtherTraining:
             raise
-        except SpectralError:
-            path.unlink(missing_ok=True)  # or the next save would prune good ones in favour of it
+        except SpectralError as error:  # moved aside, or the next save would prune good ones in favour of it
+            aside = path.replace(path.with_suffix(".damaged"))
+            warnings.warn(
+                f"{error} It is put aside as {aside.name}, and the one before it is taken.", stacklevel=2
+            )
     return None
 
 

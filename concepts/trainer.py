@@ -223,7 +223,9 @@ class _Training:
             course = Course(lesson, s, parts, self.world)
             session = self._session(course, owned, log)
             session.resume()
-            if not self.options.finish:
+            if self.options.finish:
+                require_checkpoint(self.folder)  # it may have been put aside as damaged
+            else:
                 session.run()
             session.choose()
             with course.ema.applied():

@@ -259,9 +259,23 @@ def test_finish_makes_the_concept_of_the_last_checkpoint(base, teach, stopped, p
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(teach, stopped):
     newest = checkpoint.checkpoints(folder_of(stopped))[-1]
     newest.write_bytes(newest.read_bytes()[:-7])
-    again = teach(stopped, "rex", "dog", **STEPS)
+    with pytest.warns(UserWarning, match=r"truncated.* put aside as step-000002\.damaged"):
+        again = teach(stopped, "rex", "dog", **STEPS)
+    assert newest.with_suffix(".damaged").exists(), "nothing is deleted that somebody may want back"
     straight = teach(stopped / "straight", "rex", "dog", **STEPS)
     assert content_hash(again.concept) == content_hash(straight.concept)
+
+
+def test_damaged_checkpoints_alone_make_no_concept(teach, stopped, base, photo_folder):
+    for path in checkpoint.checkpoints(folder_of(stopped)):
+        path.write_bytes(b"oops")
+    tiny = {"batch": 2, "crops": 2, "rank": 2, "previews": 0, "weight_rate": 1e-2, **STEPS}
+    examples = read_folder(photo_folder, "rex", 64, "dog").examples
+    with pytest.raises(InputError, match="nothing to finish"), pytest.warns(UserWarning, match="put aside"):
+        trainer.train(
+            base, examples, Settings("rex", "dog", **tiny), stopped, options=trainer.Options(finish=True)
+        )
+    assert not (stopped / "rex.safetensors").exists()
 
 
 def test_a_number_gone_bad_names_the_step_and_keeps_the_last_good_checkpoint(base, pristine, teach, tmp_path):
