@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectral_diffusion.card import place_of, read_card, width_of
+from concepts.claim import in_training
+from spectral_diffusion.card import FINGERPRINT, place_of, read_card, width_of
 from spectral_diffusion.errors import InputError, SpectralError
-from spectral_diffusion.files import atomic_write
+from spectral_diffusion.files import atomic_write, read_header
 from spectral_diffusion.ledger import Entry, Ledger, Slice, ledger_files
+from spectral_diffusion.slices import NAME
 
 SUFFIX = ".safetensors"
+TRAINING = "-training"  # the folder of a training beside its file
 # ledger and file agree on the first three; each of the others comes with a sentence
 STATES = ("done", "reserved", "training", "stopped", "renaming", "missing", "damaged", "differs", "unlisted")
 
@@ -94,8 +97,10 @@ def take_stock(library: Path | str) -> Inventory:
     owners += [_of_file(path, strays.pop(path), "done") for path in sorted(free)]
     sentences = [_stray_sentence(path, card, owners) for path, card in strays.items()]
     owners += [_of_file(path, card, "unlisted") for path, card in strays.items()]
+    stopped, unfinished = _without_ledger(library, {owner.name for owner in owners})
+    owners += stopped
     bases = tuple(_columns(key, ledgers, cards, owners) for key in sorted({o.fingerprint for o in owners}))
-    return Inventory(library, bases, (*problems, *damaged, *disagreements, *sentences))
+    return Inventory(library, bases, (*problems, *damaged, *disagreements, *sentences, *unfinished))
 
 
 def _cards(library: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
@@ -146,6 +151,30 @@ def _of_ledgers(
                 facts = {"name": entry.name, "was": entry.was, "slice": entry.slice, "path": path}
                 problems.append(_SENTENCES[state].format(**facts))
     return owners, problems
+
+
+def _without_ledger(library: Path, known: set[str]) -> tuple[list[Listed], list[str]]:
+    """Unfinished trainings under other names than the `known`: of concepts without columns, which no ledger lists."""
+    found, sentences = [], []
+    for folder in sorted(library.glob(f"*{TRAINING}")):
+        name, saved = folder.name.removesuffix(TRAINING), sorted(folder.glob(f"step-*{SUFFIX}"))
+        if name in known or not saved or not NAME.fullmatch(name):
+            continue
+        try:
+            recipe = read_header(saved[-1], kind="checkpoint")["recipe"]
+            facts = {key: recipe[key] for key in ("class_word", "form", "rank")}
+            if not FINGERPRINT.fullmatch(recipe["base"]):
+                raise ValueError(recipe["base"])
+        except (SpectralError, KeyError, TypeError, ValueError):
+            sentences.append(f"{folder} holds no training that can be read: delete it.")
+            continue
+        busy = in_training(library, name)
+        found.append(Listed(name, "training" if busy else "stopped", None, recipe["base"], **facts))
+        if not busy:
+            sentences.append(
+                f"The training of {name} was stopped: the same command takes it up again, or remove {name}."
+            )
+    return found, sentences
 
 
 def _spoken_for(library: Path, ledgers: Mapping[str, tuple[Ledger, tuple[Entry, ...]]]) -> set[Path]:

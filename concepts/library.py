@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from concepts.claim import claimed
 from concepts.free_name import keep_file, refuse_listed
-from concepts.inventory import SUFFIX, Listed, drop_thumbnails, fits, take_stock
+from concepts.inventory import SUFFIX, TRAINING, Listed, drop_thumbnails, fits, take_stock
 from spectral_diffusion.card import read_card, width_of
 from spectral_diffusion.errors import DamagedFile, InputError, NameTaken, SliceTaken, SpectralError
 from spectral_diffusion.ledger import Entry, Ledger, Slice, check_name, ledger_files
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from spectral_diffusion.concept import Concept
 
-FOLDERS = ("-training", "-previews")  # what a training keeps beside the file: checkpoints, log, pictures
+FOLDERS = (TRAINING, "-previews")  # what a training keeps beside the file: checkpoints, log, pictures
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files.atomic_write
 _DRAFT_SECONDS = 24 * 3600  # no file of a library takes a day to write
 
@@ -161,7 +162,7 @@ def remove(library: Path | str, name: str, base: str | None = None) -> Listed:
         drop_thumbnails(library, name)
         return listed
     ledger = Ledger(library, listed.fingerprint, None)
-    with ledger.holding(name):
+    with claimed(library, name), ledger.holding(name):
         if listed.slice is None:
             _delete(library, name)
             return listed

@@ -10,6 +10,9 @@ from concepts import checkpoint, trainer
 from concepts.claim import claimed, in_training
 from concepts.dataset import read_folder
 from concepts.interrupt import STOP_FILE, Stopped
+from concepts.inventory import take_stock
+from concepts.library import remove
+from concepts.listing import table
 from concepts.settings import Settings
 from spectral_diffusion.base import load_base
 from spectral_diffusion.errors import InputError, LedgerFull, NameTaken
@@ -120,3 +123,30 @@ def test_a_restart_that_is_refused_leaves_the_old_training_and_its_slice(base, t
 def test_restart_and_finish_contradict():
     with pytest.raises(InputError, match="leave one of them out"):
         trainer.Options(restart=True, finish=True)
+
+
+def test_a_stopped_training_without_columns_is_listed_and_removed(base, teach, tmp_path):
+    stopped(teach, tmp_path, form="lora")
+    stock = take_stock(tmp_path)
+    ((listed, state),) = [(one, one.state) for one in stock.concepts]
+    assert (listed.name, state, listed.place, listed.class_word) == (
+        "rex",
+        "stopped",
+        "lora of rank 2",
+        "dog",
+    )
+    assert "The training of rex was stopped" in " ".join(stock.problems)
+    with claimed(tmp_path, "rex"):
+        assert [one.state for one in take_stock(tmp_path).concepts] == ["training"]
+        with pytest.raises(NameTaken):
+            remove(tmp_path, "rex")
+    assert "rex" in " ".join(table(stock))
+    remove(tmp_path, "rex")
+    assert not take_stock(tmp_path).concepts and not checkpoint.training_folder(tmp_path, "rex").exists()
+
+
+def test_a_training_that_cannot_be_read_is_told(tmp_path):
+    folder = checkpoint.training_folder(tmp_path, "rex")
+    folder.mkdir()
+    (folder / "step-000001.safetensors").write_text("oops")
+    assert "rex-training holds no training that can be read" in " ".join(take_stock(tmp_path).problems)
