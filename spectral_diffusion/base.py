@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.folder import check_folder, load_folder
@@ -120,6 +120,8 @@ def load_base(
     """
     import torch
 
+    if prediction not in (None, *get_args(Prediction)):
+        raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
     place, dtype = find_base(base), dtype or torch.float32
     if place.is_file():
         from spectral_diffusion.single_file import load_single_file

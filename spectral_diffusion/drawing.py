@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.options import BaseOption, BaseVaeOption, PredictionOption
 
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
@@ -19,15 +20,11 @@ if TYPE_CHECKING:
 
 _FAILED = 1  # exit code of a batch of which some rows failed
 
-BaseOption = Annotated[str, typer.Option(help="'toybox', a diffusers folder, a checkpoint, or a hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")]
 Format = Annotated[str, typer.Option("--format", help="png, jpeg or webp.")]
 Metadata = Annotated[bool, typer.Option(help="Whether the file tells how it was drawn.")]
 Portable = Annotated[
     bool, typer.Option("--portable", help="Allow another SD 1.x base than the concepts' own, as plain LoRAs.")
-]
-PredictionOption = Annotated[
-    str | None, typer.Option("--prediction", help="epsilon or v_prediction, where the base does not tell.")
 ]
 
 
@@ -122,7 +119,7 @@ def batch(
         typer.Option(help="Draw in a process on this device, such as cuda:0; may be repeated."),
     ] = None,
     ray: Annotated[int, typer.Option(help="Draw in so many Ray workers, here or at RAY_ADDRESS.")] = 0,
-    vae: Annotated[Path | None, typer.Option(help="A VAE for a base file that has none.")] = None,
+    vae: BaseVaeOption = None,
     portable: Portable = False,
     prediction: PredictionOption = None,
     kind: Format = "png",
@@ -237,13 +234,8 @@ def _engine(devices: list[str] | None, ray: int, task: tuple[Any, ...], options:
 
 
 def _loaded(base: str, prediction: str | None, vae: Path | None) -> Base:
-    from typing import get_args
-
     from spectral_diffusion.base import load_base
-    from spectral_diffusion.model_file import Prediction
 
-    if prediction not in (None, *get_args(Prediction)):
-        raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
     single = vae is not None and vae.is_file() and Path(base).is_file()  # it may have no VAE of its own
     return load_base(base, prediction=prediction, vae=vae if single else None)
 

@@ -41,8 +41,8 @@ def bundled(fused: Fused, mean: bool = False) -> dict[str, Tensor]:
     }
 
 
-def embedding_metadata(fused: Fused, name: str) -> dict[str, str]:
-    """The header of an embedding file."""
+def embedding_metadata(fused: Fused, name: str, preview: str | None = None) -> dict[str, str]:
+    """The header of an embedding file. `preview` is a data URL."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1/textual-inversion",
@@ -50,4 +50,5 @@ def embedding_metadata(fused: Fused, name: str) -> dict[str, str]:
         "modelspec.title": name,
         "modelspec.trigger_phrase": name,
         "spectral.base_fingerprint": fused.base_fingerprint,
+        **({"modelspec.thumbnail": preview} if preview else {}),
     }

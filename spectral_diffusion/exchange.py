@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.options import BaseVaeOption, DtypeOption, PredictionOption, parse_dtype
 
 if TYPE_CHECKING:
+    from spectral_diffusion.base import Base
     from spectral_diffusion.export import Options
     from spectral_diffusion.fused import Fused
+
+_MUCH = 0.01  # of a weight change, lost to rounding
 
 
 def inspect(
@@ -52,8 +56,11 @@ def export(
         typer.Option("--format", help="kohya, diffusers, peft, embedding, checkpoint or folder."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file or new folder to write.")],
-    base: Annotated[str, typer.Option(help="The base, to merge into or to refit layer-wise words on.")] = "",
-    vae: Annotated[Path | None, typer.Option(help="A VAE for a base file that has none.")] = None,
+    base: Annotated[
+        str, typer.Option(help="To merge into, to refit layer-wise words on, or for its hashes in a LoRA.")
+    ] = "",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     strength: Annotated[list[str] | None, typer.Option(help="name=number; may be repeated.")] = None,
     each: Annotated[
         bool, typer.Option(help="One LoRA a concept, at strength 1; OUTPUT is a folder.")
@@ -62,33 +69,41 @@ def export(
     mean_words: Annotated[
         bool, typer.Option(help="Layer-wise words as their mean: another likeness.")
     ] = False,
-    fp32: Annotated[bool, typer.Option("--fp32", help="fp32 instead of fp16.")] = False,
+    dtype: DtypeOption = "fp16",
     portable: Annotated[bool, typer.Option(help="Merge into another base than the concepts' own.")] = False,
 ) -> None:
     """Write a concept or fused file in the formats of other programs."""
     with errors_to_exit_code():
-        from spectral_diffusion.export import WITH_BASE
+        from spectral_diffusion.export import WITH_BASE, Options
         from spectral_diffusion.fused import load_any, parse_strengths
 
-        if each and form not in ("kohya", "diffusers"):
-            raise InputError(f"--each writes LoRAs: give --format kohya or diffusers, not {form}.")
-        _check(form, output, each, bool(base))
+        _check(form, output, each, base)
+        if each and strength:
+            raise InputError("--each writes every concept at strength 1: leave --strength out.")
+        stored = parse_dtype(dtype)
         fused = load_any(file).with_strengths(parse_strengths(strength or []))
         fused = fused.on_any_base() if portable else fused
         _warn(fused, form, bundle_embeddings, mean_words)
         refit = bool(base) and not mean_words and _layered(fused, form, bundle_embeddings)
         facts = {"bundle": bundle_embeddings, "mean_words": mean_words, "preview": _preview(file)}
-        options = _options(facts, base if form in WITH_BASE or refit else "", vae, fp32)
+        wanted = form in WITH_BASE or refit or Path(base).is_file()
+        options = Options(stored, _loaded(base, vae, prediction) if wanted else None, **facts)
         fused = _refitted(options, fused) if refit else fused
         for path in _written(fused, form, output, each, options):
             typer.echo(path)
+            _tell_error(path, dtype)
 
 
-def _check(form: str, output: Path, each: bool, based: bool) -> None:
+def _check(form: str, output: Path, each: bool, base: str) -> None:
     """What can be told before anything is loaded."""
+    from spectral_diffusion.base import find_base
     from spectral_diffusion.export import check_form, check_output
 
-    check_form(form, based)
+    check_form(form, bool(base))
+    if base:
+        find_base(base)
+    if each and form not in ("kohya", "diffusers"):
+        raise InputError(f"--each writes LoRAs: give --format kohya or diffusers, not {form}.")
     if not each:
         check_output(output, form)
     elif output.suffix or output.is_file():
@@ -134,24 +149,35 @@ def _preview(file: Path) -> bytes | None:
         return None
 
 
-def _options(facts: dict[str, Any], base: str, vae: Path | None, fp32: bool) -> Options:
-    import torch
-
+def _loaded(base: str, vae: Path | None, prediction: str | None) -> Base:
     from spectral_diffusion.base import load_base
-    from spectral_diffusion.export import Options
 
-    dtype = torch.float32 if fp32 else torch.float16
-    return Options(dtype, load_base(base, vae=vae) if base else None, **facts)
+    return load_base(base, vae=vae, prediction=prediction)
+
+
+def _tell_error(path: Path, dtype: str) -> None:
+    """On stderr, how exactly a file that was written holds the weight change."""
+    from spectral_diffusion.model_file import read_layout
+
+    told = read_layout(path).metadata.get("spectral.relative_error") if path.is_file() else None
+    if told:
+        typer.echo(
+            f"note: {dtype} rounds the weight change by {float(told):.2g} of it in the worst layer.", err=True
+        )
 
 
 def _written(fused: Fused, form: str, output: Path, each: bool, options: Options) -> list[Path]:
+    from spectral_diffusion.export import check_output, one_by_one
     from spectral_diffusion.export import export as write
-    from spectral_diffusion.export import one_by_one
 
     if not each:
         return write(fused, form, output, options)
-    alone = one_by_one(fused)
-    return [p for one in alone for p in write(one, form, output / f"{one.names[0]}.safetensors", options)]
+    alone = {output / f"{one.names[0]}.safetensors": one for one in one_by_one(fused)}
+    for path in alone:
+        check_output(path, form)
+    if still := sorted(set(fused.names) - {one.names[0] for one in alone.values()}):
+        typer.echo(f"note: {', '.join(still)} left out: switched off.", err=True)
+    return [p for path, one in alone.items() for p in write(one, form, path, options)]
 
 
 def register(app: typer.Typer) -> None:

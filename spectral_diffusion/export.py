@@ -2,7 +2,7 @@
 
 | format | what is written | read by |
 |---|---|---|
-| kohya | one LoRA file | A1111, Forge, ComfyUI, InvokeAI, diffusers |
+| kohya | one LoRA file | A1111, Forge, ComfyUI, InvokeAI, diffusers (not with bundled words: it refuses the file) |
 | diffusers | one LoRA file | diffusers |
 | peft | a folder with an adapter for the UNet and one for the text encoder | PEFT, with transformers 5 |
 | embedding | a folder with one embedding a concept | all of them |
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spectral_diffusion.base import Base
 from spectral_diffusion.embedding import bundled, embedding_metadata, trigger_vectors
@@ -28,12 +29,13 @@ from spectral_diffusion.files import HEADER_KEY, atomic_folder, atomic_write
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.lora import KEYS, Pair, lora_metadata, lora_pairs, peft_tensors
 from spectral_diffusion.merged import save_checkpoint, save_folder
-from spectral_diffusion.plain import save_plain
+from spectral_diffusion.plain import autov1, save_plain, sha256_of
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export. `base` is needed for what holds the base; `preview` is a PNG or JPEG."""
+    """How to export. `base` is needed for what holds the base, and tells a LoRA its file's hashes; `preview` is a PNG
+    or JPEG."""
 
     dtype: torch.dtype = torch.float16
     base: Base | None = None
@@ -65,7 +67,7 @@ def check_form(form: str, based: bool) -> None:
 
 
 def check_output(output: Path, form: str) -> None:
-    """Refuses a place that does not suit the format, or holds what must not be lost."""
+    """Refuses a place that does not suit the format, or holds what must not be lost: all but earlier exports."""
     if form in FOLDERS:
         if output.exists():
             raise InputError(f"{output} exists already: give the name of a new folder.")
@@ -76,6 +78,14 @@ def check_output(output: Path, form: str) -> None:
         raise InputError(f"{output} is a folder: give the name of a file.")
     if output.exists() and not _exported(output):
         raise InputError(f"{output} exists and is no earlier export: it is not overwritten.")
+    beside = _words_beside(output)
+    if form == "checkpoint" and beside.exists() and not _all_exported(beside):
+        raise InputError(f"{beside}, where the words go, is no earlier export: it is not overwritten.")
+
+
+def _words_beside(checkpoint: Path) -> Path:
+    """The folder for the words of a merged checkpoint, which cannot hold them."""
+    return checkpoint.with_name(f"{checkpoint.stem}-embeddings")
 
 
 def _exported(path: Path) -> bool:
@@ -90,28 +100,54 @@ def _exported(path: Path) -> bool:
     return marked or (HEADER_KEY in layout.metadata and layout.ours.get("kind") == "checkpoint")
 
 
+def _all_exported(folder: Path) -> bool:
+    return folder.is_dir() and all(_exported(file) for file in folder.iterdir())
+
+
 def one_by_one(fused: Fused) -> list[Fused]:
-    """The members apart, each as a file of its own at strength 1."""
+    """The members apart, each as a file of its own at strength 1; those that do not act even so are left out.
+
+    Raises InputError if none is left.
+    """
     apart = []
     for name in fused.names:
         alone = fused
         for other in fused.names:
             alone = alone if other == name else alone.without(other)
-        apart.append(alone.with_strengths({name: 1.0}))
+        alone = alone.with_strengths({name: 1.0})
+        if any(alone.members[0].at(layer) for layer in alone.layers()):
+            apart.append(alone)
+    if not apart:
+        raise InputError("Every concept is off: there is nothing to export.")
     return apart
 
 
 def _lora(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:
     pairs = lora_pairs(fused)
     words = bundled(fused, options.mean_words) if options.bundle else {}
-    metadata = lora_metadata(fused, pairs, options.dtype, _data_url(options.preview))
+    metadata = lora_metadata(fused, pairs, options.dtype, _data_url(options.preview)) | _base_hashes(
+        fused, options
+    )
     save_plain(output, {**KEYS[form](pairs), **words}, options.dtype, metadata)
     return [output]
 
 
+def _base_hashes(fused: Fused, options: Options) -> dict[str, str]:
+    """kohya's entries for the hashes of the base's file, by which A1111 and Civitai know it."""
+    base = options.base
+    if base is None or base.source is None or not base.source.is_file():
+        return {}
+    fused.check_base(base)
+    if fused.portable:  # it may be another than the one the concepts were made over
+        return {}
+    return {"ss_sd_model_hash": autov1(base.source), "ss_new_sd_model_hash": sha256_of(base.source)}
+
+
 def _peft(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:
     pairs = lora_pairs(fused)
-    metadata = lora_metadata(fused, pairs, options.dtype)
+    metadata = lora_metadata(fused, pairs, options.dtype, _data_url(options.preview)) | _base_hashes(
+        fused, options
+    )
     with atomic_folder(output) as draft:
         for part in ("unet", "text_encoder"):
             if tensors := peft_tensors(pairs, part):
@@ -142,20 +178,28 @@ def _peft_config(pairs: dict[str, Pair], part: str, base_name: str) -> dict[str,
 
 
 def _embedding(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:
-    vectors = {name: trigger_vectors(fused, name, options.mean_words) for name in fused.names}
-    with atomic_folder(output) as draft:
+    return _save_words(fused, output, options, _vectors(fused, options))
+
+
+def _vectors(fused: Fused, options: Options) -> dict[str, Tensor]:
+    return {name: trigger_vectors(fused, name, options.mean_words) for name in fused.names}
+
+
+def _save_words(
+    fused: Fused, output: Path, options: Options, vectors: dict[str, Tensor], replace: bool = False
+) -> list[Path]:
+    preview = _data_url(options.preview)
+    with atomic_folder(output, replace) as draft:
         for name, rows in vectors.items():
-            tensors = {"emb_params": rows}
-            save_plain(draft / f"{name}.safetensors", tensors, options.dtype, embedding_metadata(fused, name))
+            metadata = embedding_metadata(fused, name, preview)
+            save_plain(draft / f"{name}.safetensors", {"emb_params": rows}, options.dtype, metadata)
     return [output / f"{name}.safetensors" for name in vectors]
 
 
 def _checkpoint(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:
-    beside = output.with_name(f"{output.stem}-embeddings")
-    check_output(beside, "embedding")
-    words = _embedding(fused, form, beside, options)
-    save_checkpoint(options.base, fused, output, options.dtype)
-    return [output, *words]
+    vectors = _vectors(fused, options)  # before anything is written: layer-wise words are refused here
+    save_checkpoint(options.base, fused, output, options.dtype, _data_url(options.preview))
+    return [output, *_save_words(fused, _words_beside(output), options, vectors, replace=True)]
 
 
 def _folder(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:

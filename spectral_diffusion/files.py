@@ -52,19 +52,21 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that appears as `path` when the block ends, and leaves nothing if it fails.
 
-    Raises InputError if `path` exists already: a folder of someone's is never overwritten.
+    Raises InputError if `path` exists already, unless it is to `replace` that folder, which was made by us.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not replace:
         raise InputError(f"{path} exists already: give the name of a new folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     draft.mkdir()
     try:
         yield draft
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         draft.replace(path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)

@@ -54,6 +54,7 @@ def parameters(picture: Picture) -> str:
         "CFG scale": request.guidance,
         "Seed": picture.seed,
         "Size": "x".join(map(str, _first_size(picture))),
+        **({"Model hash": found} if (found := picture.made_with.get("model_hash")) else {}),
         "Model": picture.made_with["base"],
     }
     if request.clip_skip > 1:

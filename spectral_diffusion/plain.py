@@ -6,7 +6,9 @@ The same content gives the same bytes in every process. Importing this module do
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +76,29 @@ def save_plain(
 def autov2(path: Path | str) -> str:
     """A1111's and Civitai's AutoV2 of a file: the first 10 hex digits of its SHA-256."""
     return _sha256(path, 0)[:10]
+
+
+def autov1(path: Path | str) -> str:
+    """A1111's first hash of a file, 8 hex digits: of the 64 KB after its first MB."""
+    with Path(path).open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a whole file, kept in the user's cache while its size and time stay: 4 GB take seconds."""
+    from spectral_diffusion.spectrum import default_cache_dir
+
+    about = path.stat()
+    known = f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
+    kept = default_cache_dir().parent / "hashes" / hashlib.sha256(known.encode()).hexdigest()
+    with suppress(OSError):
+        if re.fullmatch("[0-9a-f]{64}", text := kept.read_text(encoding="ascii")):
+            return text
+    digest = _sha256(path, 0)
+    with suppress(OSError), atomic_write(kept) as file:  # a cache is only a convenience
+        file.write(digest.encode())
+    return digest
 
 
 def autov3(path: Path | str) -> str:

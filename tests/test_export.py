@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from conftest import WIDTH, random_concept, same, weights_of
+from conftest import WIDTH, random_concept
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fusion.fuse import fuse
-from spectral_diffusion.base import load_base
+from spectral_diffusion.base import Base, load_base
 from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.export import FORMATS, Options, export, one_by_one
 from spectral_diffusion.fused import Fused, applied
@@ -219,15 +219,6 @@ def test_layer_wise_words_leave_only_as_their_mean_and_only_if_asked(base, layer
         assert load_file(output / "nox.safetensors")["emb_params"].equal(means)
 
 
-def test_the_merged_checkpoint_is_our_baked_base_rounded(base, pristine, duo, tmp_path):
-    export(duo, "checkpoint", tmp_path / "duo.safetensors", Options(base=base))
-    with applied(base, duo):
-        wanted = {key: tensor.half() for key, tensor in weights_of(base).items()}
-    assert same(weights_of(load_base(str(tmp_path / "duo.safetensors"), torch.float16)), wanted)
-    words = sorted(path.name for path in (tmp_path / "duo-embeddings").iterdir())
-    assert words == ["mia.safetensors", "rex.safetensors"]
-
-
 def test_the_folder_draws_our_words_in_plain_diffusers(base, pristine, duo, inputs, tmp_path):
     from diffusers import StableDiffusionPipeline
 
@@ -244,23 +235,6 @@ def test_the_folder_draws_our_words_in_plain_diffusers(base, pristine, duo, inpu
         wanted = base.pipeline.unet(inputs["latents"], 10, inputs["context"]).sample
         assert torch.allclose(theirs.unet(inputs["latents"], 10, inputs["context"]).sample, wanted, atol=1e-5)
     assert load_base(str(tmp_path / "duo")).name == "duo"
-
-
-def test_the_folders_text_encoder_has_the_keys_that_transformers_4_asks_for(base, duo, tmp_path):
-    export(duo, "folder", tmp_path / "duo", Options(base=base))
-    file = tmp_path / "duo" / "text_encoder" / "model.safetensors"
-    wanted = {f"text_model.{key}" for key in base.pipeline.text_encoder.state_dict()}
-    assert set(load_file(file)) == wanted and header(file) == {"format": "pt"}
-
-
-def test_another_base_is_not_merged_into_unless_asked(base_folder, duo, tmp_path):
-    other = load_base(str(base_folder))
-    for layer in other.layers.values():
-        layer.weight.data.mul_(1.5)
-    with pytest.raises(BaseMismatch):
-        export(duo, "checkpoint", tmp_path / "x.safetensors", Options(base=other))
-    export(duo.on_any_base(), "checkpoint", tmp_path / "y.safetensors", Options(base=other))
-    assert (tmp_path / "y.safetensors").is_file()
 
 
 REFUSED = {
@@ -308,3 +282,40 @@ def test_numbers_beyond_half_precision_are_not_written(duo, tmp_path):
 
 def test_every_format_is_tried_here():
     assert set(FORMATS) == {"kohya", "diffusers", "peft", "embedding", "checkpoint", "folder"}
+
+
+def test_a_lora_tells_the_hashes_of_the_file_it_was_made_over(base, duo, tmp_path):
+    import hashlib
+
+    from spectral_diffusion.merged import save_checkpoint
+
+    save_checkpoint(base, None, file := tmp_path / "base.safetensors", torch.float32)
+    over = load_base(str(file))
+    [path] = export(duo, "kohya", tmp_path / "x.safetensors", Options(base=over))
+    content = file.read_bytes()
+    assert header(path)["ss_new_sd_model_hash"] == hashlib.sha256(content).hexdigest()
+    assert header(path)["ss_sd_model_hash"] == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    [path] = export(duo, "kohya", tmp_path / "y.safetensors", Options(base=base))
+    assert "ss_new_sd_model_hash" not in header(path)
+    for layer in over.layers.values():
+        layer.weight.data.mul_(1.5)
+    with pytest.raises(BaseMismatch):
+        export(duo, "kohya", tmp_path / "z.safetensors", Options(base=Base("x", over.pipeline, file)))
+
+
+def test_the_preview_leaves_with_every_format_that_has_a_place_for_it(base, duo, tmp_path):
+    options = Options(base=base, preview=b"\x89PNG\r\n\x1a\n" + bytes(9))
+    for form, file in (
+        ("checkpoint", ""),
+        ("embedding", "rex.safetensors"),
+        ("peft", "unet/adapter_model.safetensors"),
+    ):
+        output = tmp_path / (f"{form}.safetensors" if form == "checkpoint" else form)
+        export(duo, form, output, options)
+        assert header(output / file)["modelspec.thumbnail"].startswith("data:image/png;base64,"), form
+
+
+def test_members_that_are_off_do_not_leave_one_by_one(duo):
+    assert [alone.names for alone in one_by_one(duo.switched("rex", False))] == [["mia"]]
+    with pytest.raises(InputError, match="nothing to export"):
+        one_by_one(duo.switched("rex", False).switched("mia", False))

@@ -175,3 +175,15 @@ def test_what_is_no_picture_of_ours_is_told(tmp_path):
         recall(tmp_path / "x.png")
     with pytest.raises(InputError, match="There is no file"):
         recall(tmp_path / "y.png")
+
+
+def test_a_base_that_is_one_file_is_told_by_the_hash_that_a1111_knows(base, pristine, tmp_path):
+    from spectral_diffusion.base import Base
+    from spectral_diffusion.generate import generate
+    from spectral_diffusion.plain import autov2
+
+    (file := tmp_path / "chill.safetensors").write_bytes(b"weights")
+    (picture,) = generate(Base("chill", base.pipeline, file), Request("a dog", steps=1))
+    assert f"Model hash: {autov2(file)}, Model: chill" in parameters(picture)
+    (picture,) = generate(base, Request("a dog", steps=1))
+    assert "Model hash" not in parameters(picture)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from spectral_diffusion import plain
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.model_file import read_layout
-from spectral_diffusion.plain import autov2, autov3, save_plain, write_plain
+from spectral_diffusion.plain import autov2, autov3, save_plain, sha256_of, write_plain
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4).half(), "c": torch.tensor(8.0)}
 
@@ -76,3 +77,15 @@ def test_the_hashes_are_those_of_a1111(tmp_path):
     data = hashlib.sha256(TENSORS["b"].numpy().tobytes()).hexdigest()[:12]
     assert [v3 for _, v3 in hashes] == [data, data]
     assert hashes[0][0] != hashes[1][0]
+
+
+def test_a_whole_files_hash_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    file = tmp_path / "base.safetensors"
+    file.write_bytes(b"first")
+    first = sha256_of(file)
+    assert first == hashlib.sha256(b"first").hexdigest() and autov2(file) == first[:10]
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "_sha256", lambda path, start: pytest.fail("read again"))
+        assert sha256_of(file) == first
+    file.write_bytes(b"another")
+    assert sha256_of(file) == hashlib.sha256(b"another").hexdigest()
