@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.options import BaseVaeOption, PredictionOption
 
 if TYPE_CHECKING:
     from concepts.inventory import Inventory, Listed
@@ -93,6 +94,8 @@ def import_(
         typer.Option(help="Of a LoRA: the words it was trained with, which <name> stands for [the class]."),
     ] = None,
     base: Annotated[str, typer.Option(help="Of a LoRA: the base it is used with, as for train.")] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
 ) -> None:
     """Make a concept file, or somebody's LoRA for Stable Diffusion 1.x, part of the library, after checking it."""
     with errors_to_exit_code():
@@ -110,7 +113,7 @@ def import_(
             )
         repair(library)
         if lora:
-            listed = import_lora(file, library, base, name, class_word, trigger, _note)
+            listed = import_lora(file, library, base, name, class_word, trigger, _note, vae, prediction)
         else:
             listed = import_file(file, library, name)
         typer.echo(_imported(listed))
@@ -169,12 +172,13 @@ def reserve(
         str, typer.Option(help="As for train, or the hex digits that `map` shows: they need no base.")
     ] = "toybox",
     library: Library = LIBRARY,
+    vae: BaseVaeOption = None,
 ) -> None:
     """Keep a slice for a concept that somebody is going to train."""
     with errors_to_exit_code():
         from concepts.library import reserve as run
 
-        ledger = _ledger_of(base, library)
+        ledger = _ledger_of(base, library, vae)
         kept = run(ledger, name, rank, start)
         typer.echo(
             f"columns {kept} of {ledger.base_name or base} are kept for {name}: train it, here or elsewhere, "
@@ -186,14 +190,14 @@ def _imported(listed: Listed) -> str:
     return f"{listed.file}: {listed.place}, write <{listed.name}> in prompts"
 
 
-def _ledger_of(base: str, library: Path) -> Ledger:
+def _ledger_of(base: str, library: Path, vae: Path | None) -> Ledger:
     from concepts.library import known_base
     from spectral_diffusion.base import load_base
     from spectral_diffusion.ledger import Ledger
 
     if (known := known_base(library, base)) is not None:
         return known
-    loaded = load_base(base)
+    loaded = load_base(base, vae=vae)
     return Ledger(library, loaded.fingerprint, loaded.width, loaded.name)
 
 

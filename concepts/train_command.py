@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectral_diffusion.errors import INTERRUPTED, InputError, errors_to_exit_code
+from spectral_diffusion.options import BaseVaeOption, PredictionOption
 
 if TYPE_CHECKING:
     from concepts.dataset import Photos
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from concepts.world import World
     from spectral_diffusion.base import Base
 
+Given = dict[str, Any]  # base, vae, prediction, as `load_base` takes them
 LIBRARY = Path("library")
 _CHECK_SIZE = 64  # pixels; large JPEGs decode many times faster to a small picture
 
@@ -36,6 +38,8 @@ def train(
         str | None, typer.Option("--class", help="The plain word for what the photos show.")
     ] = None,
     base: Annotated[str, typer.Option(help="'toybox' or a Stable Diffusion 1.x model.")] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     library: Annotated[Path, typer.Option(help="The folder of concepts and their ledger.")] = LIBRARY,
     preset: Annotated[
         list[str] | None,
@@ -109,7 +113,8 @@ def train(
         how = {
             "restart": restart, "finish": finish, "keep_checkpoints": keep_checkpoints, "tensorboard": tensorboard
         }  # fmt: skip
-        _train(folder, base, library, settings, device, processes, how)
+        given = {"base": base, "vae": vae, "prediction": prediction}
+        _train(folder, given, library, settings, device, processes, how)
 
 
 def _resolved(
@@ -135,14 +140,14 @@ def _show_presets() -> None:
 
 def _train(
     folder: Path,
-    base: str,
+    given: Given,
     library: Path,
     settings: Settings,
     device: str,
     processes: int | None,
     how: dict[str, bool],
 ) -> None:
-    _check_early(folder, base, library, settings, how["restart"])
+    _check_early(folder, given["base"], library, settings, how["restart"])
 
     from concepts import memory
     from concepts.crew import crew, fitting
@@ -152,14 +157,14 @@ def _train(
 
     world = join_world(None if device == "auto" else device == "cpu")
     with memory.enough():
-        loaded = _load(base, settings, device, world.size)
+        loaded = _load(given, settings, device, world.size)
     photos = _photos(folder, settings, loaded.size)
     if world.main:
         for note in [*photos.warnings, *notes(loaded, photos.examples, settings)]:
             typer.echo(f"note: {note}", err=True)
     size = fitting(loaded, settings.batch) if processes is None else _wished(processes, loaded, world)
     try:
-        with memory.enough(), crew(size, _help, folder, base, library, settings, how) as shared:
+        with memory.enough(), crew(size, _help, folder, given, library, settings, how) as shared:
             trained = _taught(shared if size > 1 else world, loaded, photos, library, settings, how)
     except Stopped as stopped:
         if world.main:
@@ -192,10 +197,10 @@ def _taught(
 
 
 def _help(
-    world: World, folder: Path, base: str, library: Path, settings: Settings, how: dict[str, bool]
+    world: World, folder: Path, given: Given, library: Path, settings: Settings, how: dict[str, bool]
 ) -> None:
     """What each further process of the crew does."""
-    loaded = _load(base, settings, "cpu", world.size)
+    loaded = _load(given, settings, "cpu", world.size)
     _taught(world, loaded, _photos(folder, settings, loaded.size), library, settings, how)
 
 
@@ -212,7 +217,7 @@ def _check_early(folder: Path, base: str, library: Path, settings: Settings, res
     _class_photos(settings, _CHECK_SIZE)
 
 
-def _load(base: str, settings: Settings, device: str, processes: int) -> Any:
+def _load(given: Given, settings: Settings, device: str, processes: int) -> Any:
     import torch
 
     from spectral_diffusion.base import load_base
@@ -230,7 +235,7 @@ def _load(base: str, settings: Settings, device: str, processes: int) -> Any:
             f"There is no device {device!r} here: give cpu, or cuda on a machine that has it."
         ) from error
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    return load_base(base, dtype=half[settings.precision] if settings.half_base else None, device=device)
+    return load_base(**given, dtype=half[settings.precision] if settings.half_base else None, device=device)
 
 
 def _photos(folder: Path, settings: Settings, size: int) -> Any:

@@ -13,6 +13,7 @@ import typer
 
 from fusion.outputs import check_output, check_place, save, writing
 from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.options import BaseVaeOption, PredictionOption
 
 if TYPE_CHECKING:
     from fusion.methods import Progress
@@ -26,7 +27,7 @@ app = typer.Typer(
 FILE = typer.Argument(help="A fused file.")
 OUTPUT = typer.Option("--output", "-o", help="The fused file to write.")
 LIBRARY = typer.Option(help="The folder of concepts; may be repeated.")
-BASE = typer.Option(help="'toybox' or a diffusers folder.")
+BASE = typer.Option(help="'toybox', a diffusers folder, a checkpoint, or a hub id.")
 VERBOSE = typer.Option(help="List every layer, and what the base has besides.")
 NORM_CONTROL = typer.Option(help="on, off, or a cap such as 1.1; the method's own if left out.")
 _LIBRARY = (Path("library"),)
@@ -51,6 +52,8 @@ def fuse(
     option: Annotated[list[str] | None, typer.Option(help="Of the method, name=number.")] = None,
     norm_control: Annotated[str | None, NORM_CONTROL] = None,
     base: Annotated[str, typer.Option(help="For methods that work on it, and for --verbose.")] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     verbose: Annotated[bool, VERBOSE] = False,
 ) -> None:
     """Fuse concepts into one file, still adjustable."""
@@ -58,7 +61,10 @@ def fuse(
         from fusion.run import run
 
         check_output(output)
-        recipe, load = _recipe(concepts, method, strength or [], option or [], norm_control), _loader(base)
+        recipe, load = (
+            _recipe(concepts, method, strength or [], option or [], norm_control),
+            _loader(base, vae, prediction),
+        )
         beside = load() if verbose else None
         with _bars() as progress:
             fused = run(recipe, library, load, progress)
@@ -130,6 +136,8 @@ def adjust(
     library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
     norm_control: Annotated[str | None, NORM_CONTROL] = None,
     base: Annotated[str, typer.Option(help="For --verbose.")] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     verbose: Annotated[bool, VERBOSE] = False,
 ) -> None:
     """Change a fused file without going back to its concepts: strengths, on and off, add, remove."""
@@ -142,7 +150,7 @@ def adjust(
         changes = {"remove": remove, "add": add, "strength": strength, "on": on, "off": off}
         fused = adjusted(Fused.load(file), {key: given or [] for key, given in changes.items()}, library)
         fused = fused.with_norm_cap(cap_of(parse_norm_control(norm_control), fused.norm_cap))
-        beside = _load(base) if verbose else None
+        beside = _load(base, vae, prediction) if verbose else None
         save(fused, output)
         _tell(fused, output, beside)
 
@@ -174,6 +182,8 @@ def bake(
     file: Annotated[Path, FILE],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
     base: Annotated[str, BASE] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     mean_words: Annotated[
         bool, typer.Option(help="Layer-wise words as their mean: another likeness.")
     ] = False,
@@ -188,7 +198,7 @@ def bake(
 
         fused = Fused.load(file)
         check_place(output)
-        over = _load(base)
+        over = _load(base, vae, prediction)
         with writing(output):
             save_folder(over, fused, output, torch.float32 if fp32 else torch.float16, mean_words)
         for name in fused.names:
@@ -204,6 +214,8 @@ def report(
         list[str] | None, typer.Option(help="name=folder with its photos; may be repeated.")
     ] = None,
     base: Annotated[str, BASE] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     seeds: Annotated[int, typer.Option(help="Pictures of each concept in each place.")] = 2,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     weights_only: Annotated[bool, typer.Option(help="Draw nothing.")] = False,
@@ -220,7 +232,7 @@ def report(
         chosen = tuple(range(11, 11 + seeds))
         wish = Wish(parse_photos(photos or []), chosen, steps, originals(fused, library))
         check_place(output)
-        over = None if weights_only else _load(base)
+        over = None if weights_only else _load(base, vae, prediction)
         with writing(output):
             page, data = write_report(fused, output, over, wish, typer.echo)
         typer.echo(f"{page}\n{data}")
@@ -233,6 +245,8 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder.")] = Path("outputs/compare"),
     library: Annotated[list[Path], LIBRARY] = list(_LIBRARY),  # noqa: B006
     base: Annotated[str, BASE] = "toybox",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these; all that fit if left out.")] = None,
     strengths: Annotated[str, typer.Option(help="The grid of strengths.")] = "0.5,0.75,1,1.25",
     seeds: Annotated[int, typer.Option(help="Seeds of each half: choosing, and reporting.")] = 2,
@@ -247,22 +261,22 @@ def compare(
         plan = Plan.of(method, strengths, seeds, steps)
         opened = open_concepts(concepts, library)
         check_place(output / "cells.jsonl")
-        over = _load(base)
+        over = _load(base, vae, prediction)
         with writing(output):
             files = compare_methods(over, opened, parse_photos(photos), plan, output, typer.echo)
         for file in files:
             typer.echo(file)
 
 
-def _loader(base: str) -> Callable[[], Base]:
+def _loader(base: str, vae: Path | None, prediction: str | None) -> Callable[[], Base]:
     """Loads a base when it is first asked for, and once."""
-    return cache(lambda: _load(base))
+    return cache(lambda: _load(base, vae, prediction))
 
 
-def _load(base: str) -> Base:
+def _load(base: str, vae: Path | None, prediction: str | None) -> Base:
     from spectral_diffusion.base import load_base
 
-    return load_base(base)
+    return load_base(base, vae=vae, prediction=prediction)
 
 
 def main() -> None:
