@@ -61,11 +61,8 @@ def fuse(
         from fusion.run import run
 
         check_output(output)
-        recipe, load = (
-            _recipe(concepts, method, strength or [], option or [], norm_control),
-            _loader(base, vae, prediction),
-        )
-        beside = load() if verbose else None
+        recipe = _recipe(concepts, method, strength or [], option or [], norm_control)
+        load = _loader(base, vae, prediction)
         with _bars() as progress:
             fused = run(recipe, library, load, progress)
         save(fused, output)

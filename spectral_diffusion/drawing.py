@@ -15,6 +15,7 @@ from spectral_diffusion.options import BaseOption, BaseVaeOption, PredictionOpti
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
     from spectral_diffusion.batch import Summary
+    from spectral_diffusion.fused import Fused
     from spectral_diffusion.metadata import Recalled
     from spectral_diffusion.request import Picture
 
@@ -76,7 +77,7 @@ def generate(
     """Draw pictures with the concepts of a file."""
     with errors_to_exit_code():
         from spectral_diffusion.base import find_base
-        from spectral_diffusion.cast import check_shots, dressed, suited
+        from spectral_diffusion.cast import check_shots, dressed
         from spectral_diffusion.fused import load_any, parse_strengths
         from spectral_diffusion.generate import Request, save
         from spectral_diffusion.generate import generate as draw
@@ -100,7 +101,7 @@ def generate(
         fused = dressed(load_any(file), request)
         check_shots(request, request.shots(), fused.names)
         loaded = _loaded(base, prediction, vae)
-        fused = suited(fused, loaded, portable)
+        fused = _suited(fused, loaded, portable)
         with _bars() as bars:
             task = bars.add_task("drawing", total=None)
             pictures = draw(loaded, request, fused, lambda d, t: bars.update(task, completed=d, total=t))
@@ -129,7 +130,6 @@ def batch(
     with errors_to_exit_code():
         from spectral_diffusion.base import find_base
         from spectral_diffusion.batch import batch as run
-        from spectral_diffusion.cast import suited
         from spectral_diffusion.fused import load_any
         from spectral_diffusion.tables import read_rows
 
@@ -138,7 +138,7 @@ def batch(
         read_rows(jobs)
         concepts = load_any(fused) if fused else None
         loaded = _loaded(base, prediction, vae)
-        concepts = suited(concepts, loaded, portable)
+        concepts = _suited(concepts, loaded, portable)
         options = {"portable": portable, "prediction": prediction, "vae": vae}
         engine = _engine(device, ray, (base, fused, kind, metadata), options)
         with _bars() as bars:
@@ -238,6 +238,18 @@ def _loaded(base: str, prediction: str | None, vae: Path | None) -> Base:
 
     single = vae is not None and vae.is_file() and Path(base).is_file()  # it may have no VAE of its own
     return load_base(base, prediction=prediction, vae=vae if single else None)
+
+
+def _suited(fused: Fused | None, base: Base, portable: bool) -> Fused | None:
+    """The concepts as they may act on the base; tells, on stderr, if it is theirs in another precision."""
+    from spectral_diffusion.cast import suited
+
+    fused = suited(fused, base, portable)
+    if fused and not fused.portable and fused.relation(base) == "rounded":
+        typer.echo(
+            f"note: {base.name} is {fused.base_name} in another precision: the concepts fit.", err=True
+        )
+    return fused
 
 
 def _again(recalled: Recalled, file: Path | None, base: str) -> Picture:

@@ -22,12 +22,14 @@ FOREIGN = {  # first bytes -> what the file really is
     b"\x80\x03": "a pickle",
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
-    b"<!doctype": "an HTML page (a failed download?)",
-    b"<html": "an HTML page (a failed download?)",
+    b"<": "an HTML page (a failed download?)",
+    b"{": "a JSON text (the error of a failed download?)",
     b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
     b"gguf": "a quantised GGUF file",
     b"\x89hdf": "an HDF5 file (Keras)",
 }
+_BOM = b"\xef\xbb\xbf"
+MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 def refuse_foreign(path: Path | str) -> None:
@@ -39,7 +41,8 @@ def refuse_foreign(path: Path | str) -> None:
         raise InputError(f"There is no file {path}.")
     with path.open("rb") as file:
         start = file.read(64)
-    if path.suffix.lower() in PICKLE_SUFFIXES and not start.lstrip().startswith(b"<"):
+    text = start.removeprefix(_BOM).lstrip().lower()
+    if path.suffix.lower() in PICKLE_SUFFIXES and not text.startswith((b"<", b"{")):
         raise InputError(
             f"{path} is named like a pickle, and pickles are never opened: use .safetensors; "
             f"if you trust it, convert it with: {CONVERT} {shlex.quote(str(path))}"
@@ -48,8 +51,8 @@ def refuse_foreign(path: Path | str) -> None:
         raise DamagedFile(f"{path} is empty.")
     if len(start) == 64 and not any(start):
         raise DamagedFile(f"{path} is filled with zeros: the download did not finish, start it again.")
-    if start[8:9] == b"{":  # a header: the eight bytes of its length may look like anything
-        return
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MOST_HEADER:
+        return  # a header: the eight bytes of its length may look like anything
     for magic, what in FOREIGN.items():
-        if start.lstrip().lower().startswith(magic.lower()):
+        if text.startswith(magic.lower()):
             raise InputError(f"{path} is {what}, not a safetensors file: it is not opened.")

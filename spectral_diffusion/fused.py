@@ -26,7 +26,7 @@ from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, Sli
 from spectral_diffusion.files import read_header
 from spectral_diffusion.fused_file import KIND, VERSION
 from spectral_diffusion.members import Member, content_hash, finite
-from spectral_diffusion.portable import Relation, is_rounding
+from spectral_diffusion.portable import Relation, is_rounding, remembered
 from spectral_diffusion.slices import check_name
 from spectral_diffusion.spectrum import Triplets
 from spectral_diffusion.tuner.maths import FORMS, Numbers
@@ -175,6 +175,9 @@ class Fused:
         """How `base` relates to the one it was made over: same, rounded to another precision, or other."""
         if self.base_fingerprint == base.fingerprint:
             return "same"
+        return remembered(base.fingerprint, self.factors, lambda: self._by_weights(base))
+
+    def _by_weights(self, base: Base) -> Relation:
         forms = {m.name: m.form for m in self.members if m.form in FORMS}
         layers = [(forms[n], f, *pq) for n in forms for f, pq in self.factors[n].items()]
         if not all(fits(base, layer, p, q) for _, layer, p, q in layers):
@@ -184,8 +187,8 @@ class Fused:
 
     def check_base(self, base: Base) -> None:
         """Raises BaseMismatch unless made over `base` (or portable), DamagedFile if its layers do not fit."""
-        relation = self.relation(base)  # always: the base's fingerprint is taken before anything is baked
-        if relation == "other" and not self.portable:
+        same = self.base_fingerprint == base.fingerprint  # taken before anything is baked
+        if not same and not self.portable and self.relation(base) == "other":
             raise BaseMismatch(
                 f"This file was made over base {self.base_name} ({self.base_fingerprint[:12]}), not {base.name} "
                 f"({base.fingerprint[:12]}): give that base with --base."
@@ -194,7 +197,7 @@ class Fused:
             for layer, (p, q) in factors.items():
                 if fits(base, layer, p, q):
                     continue
-                if relation == "same":
+                if same:
                     raise DamagedFile(f"This file is damaged: its layer {layer} does not fit {base.name}.")
                 raise BaseMismatch(f"This file does not fit {base.name}: the base has no such layer {layer}.")
 

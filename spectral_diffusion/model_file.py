@@ -20,12 +20,11 @@ from typing import Any, Literal
 
 from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.files import HEADER_KEY, Shape
-from spectral_diffusion.foreign import refuse_foreign
+from spectral_diffusion.foreign import MOST_HEADER, refuse_foreign
 
 Prediction = Literal["epsilon", "v_prediction"]
 
 UNET, EMA = "model.diffusion_model.", "model_ema."
-MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}

@@ -10,7 +10,7 @@ a rounded one; it acts as one, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -19,6 +19,24 @@ from torch import Tensor
 Relation = Literal["same", "rounded", "other"]
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # the largest relative error of one rounding
 _RANK_TOLERANCE = 1e-4  # columns smaller than this share of the largest are noise of the file
+_MOST_KNOWN = 256
+_KNOWN: dict[tuple[object, ...], Relation] = {}
+
+
+def remembered(
+    fingerprint: str, factors: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], find: Callable[[], Relation]
+) -> Relation:
+    """What `find` told of these factors, by member and layer, and the base of this fingerprint.
+
+    It takes seconds at full size, and one drawing asks several times.
+    """
+    sums = [(n, k, p.sum().item(), q.sum().item()) for n, f in factors.items() for k, (p, q) in f.items()]
+    key = (fingerprint, *sums)
+    if key not in _KNOWN:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = find()
+    return _KNOWN[key]
 
 
 def _outputs(form: str, P: Tensor, Q: Tensor) -> Tensor:

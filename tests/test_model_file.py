@@ -135,6 +135,11 @@ def refused(path, *said, error=SpectralError):
 
 FOREIGN = {
     "x.safetensors": (b"<!DOCTYPE html><html>sign in</html>", "HTML page"),
+    "bom.safetensors": (b"\xef\xbb\xbf<!DOCTYPE html><html>sign in</html>", "HTML page"),
+    "comment.safetensors": (b"<!-- nginx --><html>sign in</html>", "HTML page"),
+    "json.safetensors": (b'{"error": "unauthorised"}', "JSON text (the error of a failed download?)"),
+    "deep.safetensors": (b'{"code":{"error": "unauthorised"}}', "JSON text"),
+    "json.ckpt": (b'{"error": "unauthorised"}', "JSON text"),
     "page.ckpt": (b"<html>sign in</html>", "HTML page"),
     "x.ckpt": (b"PK\x03\x04" + bytes(99), "weights_only=True"),
     "x.pt": (b"\x80\x02}q\x00.", "weights_only=True"),

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command_line import run
 from conftest import WIDTH, random_concept
 
 from fusion.fuse import fuse
+from spectral_diffusion import fused as fused_module
 from spectral_diffusion.base import fingerprint, load_base
+from spectral_diffusion.cast import suited
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch
 from spectral_diffusion.fused import Fused, applied
@@ -129,3 +132,30 @@ def test_a_fusion_that_changes_one_side_is_recognised_by_the_other(files, altere
         file.relation(altered_base(lambda w: w + 0.02 * w.std() * torch.randn(w.shape, generator=draw)))
         == "other"
     )
+
+
+def test_the_weights_are_compared_once_for_a_base_and_not_for_what_may_act_anywhere(
+    files, altered_base, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(fused_module, "is_rounding", lambda layers: asked.append(1) or False)
+    other, file = altered_base(lambda w: w.flip(1)), files["additive", 0]
+    for one in (file, file.with_strengths({"rex": 0.5}), file.on_any_base()):
+        assert one.relation(other) == "other"
+    assert suited(file, other, portable=True).portable
+    with applied(other, file.on_any_base()):
+        pass
+    assert len(asked) == 1
+    files["rotational", 0].on_any_base().check_base(other)
+    assert len(asked) == 1
+    assert files["rotational", 0].relation(other) == "other" and len(asked) == 2
+
+
+def test_the_command_says_that_a_base_is_the_same_in_another_precision(files, base, altered_base, tmp_path):
+    rounded = altered_base(lambda w: w.bfloat16().float())
+    rounded.pipeline.save_pretrained(tmp_path / "rounded")
+    files["both", 0].save(tmp_path / "duo.safetensors")
+    how = ("generate", tmp_path / "duo.safetensors", "a <rex>", "--steps", 1, "-o", tmp_path / "out")
+    result = run("spectral_diffusion", *how, "--base", tmp_path / "rounded")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "note: rounded is tiny in another precision" in result.stderr
