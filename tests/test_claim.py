@@ -1,6 +1,9 @@
 """One name is trained by one process of a library, and a restart takes nothing from a training that runs."""
 
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import tiny_pipeline
@@ -15,9 +18,10 @@ from concepts.library import remove
 from concepts.listing import table
 from concepts.settings import Settings
 from spectral_diffusion.base import load_base
-from spectral_diffusion.errors import InputError, LedgerFull, NameTaken
+from spectral_diffusion.errors import USER_ERROR, InputError, LedgerFull, NameTaken
 from spectral_diffusion.ledger import Ledger, Slice
 
+ROOT = Path(__file__).parent.parent
 FEW = {"steps": 4, "prior_weight": 0, "save_every": 1}
 
 
@@ -150,3 +154,60 @@ def test_a_training_that_cannot_be_read_is_told(tmp_path):
     folder.mkdir()
     (folder / "step-000001.safetensors").write_text("oops")
     assert "rex-training holds no training that can be read" in " ".join(take_stock(tmp_path).problems)
+
+
+@pytest.fixture
+def commands(base_folder, photo_folder, tmp_path):
+    """`python -m concepts train` of these names, all started at once: their exit codes and what they said."""
+
+    def run(*names, steps):
+        runs = []
+        for name in names:
+            what = (
+                photo_folder,
+                "--name",
+                name,
+                "--class",
+                "dog",
+                "--base",
+                base_folder,
+                "--library",
+                tmp_path,
+            )
+            few = (
+                "--steps",
+                steps,
+                "--rank",
+                2,
+                "--prior-weight",
+                0,
+                "--set",
+                "previews=0",
+                "--processes",
+                1,
+            )
+            command = [str(part) for part in (sys.executable, "-m", "concepts", "train", *what, *few)]
+            runs.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        told = [run.communicate(timeout=500)[1] for run in runs]
+        return [run.returncode for run in runs], told
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_commands_started_at_the_same_moment_get_different_slices(commands, tmp_path):
+    codes, told = commands("rex", "mia", "bob", steps=2)
+    assert codes == [0, 0, 0], told
+    stock = take_stock(tmp_path)
+    assert not stock.problems
+    assert sorted(str(listed.slice) for listed in stock.concepts) == ["0..1", "2..3", "4..5"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_two_commands_of_one_name_one_trains(commands, tmp_path):
+    codes, told = commands("rex", "rex", steps=300)
+    assert sorted(codes) == [0, USER_ERROR], told
+    assert any("rex is being trained right now" in said for said in told)
+    assert [listed.state for listed in take_stock(tmp_path).concepts] == ["done"]

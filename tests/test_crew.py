@@ -18,7 +18,7 @@ from concepts.crew import CrewLost, crew, fitting
 from concepts.world import World
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import USER_ERROR
-from spectral_diffusion.fused import Fused
+from spectral_diffusion.fused import Fused, content_hash
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ("--rank", 2, "--batch", 3, "--weight-rate", 0.01, "--set", "prior_pictures=4", "--set", "prior_batch=2",
@@ -94,6 +94,28 @@ def test_when_a_process_is_killed_the_rest_ends_and_the_command_goes_on(command,
     finished = subprocess.run([*command(tmp_path, 4000, 2), "--finish"], cwd=ROOT, capture_output=True)
     assert finished.returncode == 0, finished.stderr
     assert Concept.load(tmp_path / "rex.safetensors").card["step"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@cpu_only
+def test_a_crew_that_was_killed_ends_at_the_same_numbers_bit_for_bit(command, tmp_path):
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    run = subprocess.Popen(command(killed, 60, 2), cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: at_step(killed, 3))
+        assert run.poll() is None, "it was still at work"
+    finally:
+        run.kill()
+        run.wait()
+    assert not (killed / "rex.safetensors").exists()
+    hashes = []
+    for library in (killed, straight):
+        done = subprocess.run(command(library, 60, 2), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        hashes.append(content_hash(Concept.load(library / "rex.safetensors")))
+    events = [line["event"] for line in logs.read(killed / "rex-training" / logs.NAME) if "event" in line]
+    assert events[:2] == ["start", "resume"] and hashes[0] == hashes[1]
 
 
 def stay(world):
