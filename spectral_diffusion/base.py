@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_args
 
 from spectral_diffusion.errors import InputError
@@ -35,14 +36,18 @@ def find_base(base: str) -> Path:
     A hub id is `owner/name`, or `owner/name@revision`. Raises InputError for anything else, telling what it is
     and what to do, and DamagedFile for a truncated checkpoint; only headers and configs are read.
     """
-    path = TOYBOX / "pipeline" if base == "toybox" else Path(base)
+    path = place_of(base)
     if path.is_file():
         base_layout(path)
-        return path
-    if not path.is_dir():
-        path = _cached(base)
-    check_folder(base, path)
+    else:
+        check_folder(base, path)
     return path
+
+
+def place_of(base: str) -> Path:
+    """The file or folder that `base` names, whatever it is. Raises InputError if there is none."""
+    path = TOYBOX / "pipeline" if base == "toybox" else Path(base)
+    return path if path.is_file() or path.is_dir() else _cached(base)
 
 
 def _cached(base: str) -> Path:
@@ -215,6 +220,20 @@ def _adaptable(layer: nn.Module) -> bool:
     from torch import nn
 
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+
+
+def fingerprint_of(base: str) -> str:
+    """The fingerprint of the base that `base` names, whether it has a VAE or not. Raises as `load_base` does."""
+    import torch
+
+    place = find_base(base)
+    if not place.is_file():
+        return load_base(base).fingerprint
+    from spectral_diffusion.single_file import load_adapted
+
+    with quiet():
+        layers = adapted_layers(SimpleNamespace(**load_adapted(place, torch.float32)))
+    return fingerprint({key: layer.weight for key, layer in layers.items()})
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.errors import USER_ERROR, InputError, SpectralError, errors_to_exit_code
 from spectral_diffusion.options import BaseVaeOption, DtypeOption, PredictionOption, parse_dtype
 
 if TYPE_CHECKING:
@@ -19,23 +19,38 @@ _MUCH = 0.01  # of a weight change, lost to rounding
 
 
 def inspect(
-    files: Annotated[list[str], typer.Argument(help="Model files, diffusers folders, or 'toybox'.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Model files, folders of diffusers or PEFT, hub ids, 'toybox'.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    hashes: Annotated[bool, typer.Option(help="With A1111's AutoV2 and AutoV3: reads whole files.")] = False,
+    hashes: Annotated[
+        bool, typer.Option(help="With AutoV2 and AutoV3, and a base's fingerprint: reads whole files.")
+    ] = False,
 ) -> None:
-    """Tell what model files are: bases, concepts, fused files, foreign LoRAs, embeddings."""
+    """Tell what model files are: bases, concepts, fused files, foreign LoRAs, embeddings.
+
+    A file that is none is told and the others are shown all the same; the exit code is 1 then, 2 for a single one.
+    """
     with errors_to_exit_code():
         import json
 
         from spectral_diffusion.inspection import inspect as look
         from spectral_diffusion.inspection import rows
 
+        failed = False
         for file in files:
-            findings = look(file, hashes)
+            try:
+                findings = look(file, hashes)
+                plain = findings.plain()
+            except SpectralError as error:
+                failed, plain = True, {"path": file, "error": str(error)}
+                typer.echo(f"error: {error}", err=True)
             if as_json:
-                typer.echo(json.dumps(findings.plain(), ensure_ascii=False))
-            else:
+                typer.echo(json.dumps(plain, ensure_ascii=False))
+            elif "error" not in plain:
                 _show(rows(findings))
+        if failed:
+            raise typer.Exit(USER_ERROR if len(files) == 1 else 1)
 
 
 def _show(lines: list[tuple[str, str]]) -> None:

@@ -21,22 +21,8 @@ from torch import Tensor
 
 from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.files import finite, refuse_foreign
+from spectral_diffusion.model_file import BUNDLED, LORA_DOWNS, LORA_SIDES
 
-SIDES = {  # how a key ends -> which side of the change it is
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    ".alpha": "alpha",
-}
-DOWNS = tuple(end for end, side in SIDES.items() if side == "down")
-BUNDLED = "bundle_emb."  # A1111's embeddings inside a LoRA's file
 _PEFT = "base_model.model."
 Configs = Mapping[str, Mapping[str, Any]]  # part, "" for a file of one model -> PEFT's config
 
@@ -67,7 +53,7 @@ def read_lora(path: Path | str) -> LoraFile:
             metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DamagedFile(f"{path} is no readable safetensors file: copy or download it again.") from error
-    if not any(key.endswith(DOWNS) for key in tensors):
+    if not any(key.endswith(LORA_DOWNS) for key in tensors):
         raise InputError(f"{path} is no LoRA: it has no pair of down and up weights.")
     if bad := next((k for k, t in tensors.items() if t.is_floating_point() and not finite(t)), None):
         raise DamagedFile(f"{path} is damaged: {bad} holds a number that is not finite.")
@@ -85,7 +71,7 @@ def by_layer(lora: LoraFile, known: Iterable[str]) -> tuple[dict[str, Factors], 
     found: dict[str, dict[str, Tensor]] = {}
     strangers, modules = set(), {}
     for key, tensor in lora.tensors.items():
-        ending = next((ending for ending in SIDES if key.endswith(ending)), None)
+        ending = next((ending for ending in LORA_SIDES if key.endswith(ending)), None)
         module = key.removesuffix(ending) if ending else ""
         # a file of one model does not say which one of the pipeline it is
         spellings = (plain_key(f"{part}{module}") for part in ("", "unet_", "text_encoder_"))
@@ -93,7 +79,7 @@ def by_layer(lora: LoraFile, known: Iterable[str]) -> tuple[dict[str, Factors], 
         if layer is None:
             strangers.add(key)
         else:
-            found.setdefault(layer, {})[SIDES[ending]] = tensor.float()
+            found.setdefault(layer, {})[LORA_SIDES[ending]] = tensor.float()
             modules[layer] = module
     return {layer: _factors(lora, modules[layer], sides) for layer, sides in found.items()}, strangers
 

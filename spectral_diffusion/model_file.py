@@ -26,6 +26,21 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 UNET, EMA = "model.diffusion_model.", "model_ema."
 PRECISIONS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+LORA_SIDES = {  # how a key of a LoRA ends -> which side of the change it is
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+LORA_DOWNS = tuple(end for end, side in LORA_SIDES.items() if side == "down")
+BUNDLED = "bundle_emb."  # A1111's embeddings inside a LoRA's file
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -209,13 +224,10 @@ _RULES: tuple[tuple[str, Callable[[Layout], bool]], ...] = (
     ("lycoris", lambda f: f.ends(".hada_w1_a", ".lokr_w1", ".lokr_w1_a")),
     (
         "lora_kohya",
-        lambda f: f.has("lora_unet_", "lora_te") and f.ends(".lora_down.weight", ".lora_A.weight"),
+        lambda f: f.has("lora_unet_", "lora_te") and f.ends(*LORA_DOWNS),
     ),
     ("lora_peft", lambda f: f.has("base_model.model.") and f.ends(".lora_A.weight")),
-    (
-        "lora_diffusers",
-        lambda f: f.ends(".lora_A.weight", ".lora.down.weight", "_lora.down.weight"),
-    ),
+    ("lora_diffusers", lambda f: f.ends(*LORA_DOWNS)),
     ("controlnet", lambda f: f.has("control_model.", "controlnet_cond_embedding.")),
     ("sd3", lambda f: f.has(f"{UNET}joint_blocks.", "joint_blocks.")),
     ("flux", lambda f: f.has(f"{UNET}double_blocks.", "double_blocks.")),

@@ -84,6 +84,19 @@ def load_single_file(
     )
 
 
+def load_adapted(path: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The parts of a checkpoint that concepts adapt, by name: the UNet and the text encoder. No VAE is asked for.
+
+    Raises InputError and DamagedFile as `load_single_file` does.
+    """
+    layout = base_layout(path)
+    models = _empty_models(path, read_configs(layout))
+    del models["vae"]
+    for part, model in models.items():
+        _fill(model, _source(part, model, layout, None), dtype)
+    return models
+
+
 def load_vae(path: Path | str, dtype: torch.dtype, config: Mapping[str, Any] | None = None) -> AutoencoderKL:
     """A VAE from a file of its own, or from a checkpoint; `config` is of the VAE it stands in for (SD 1.5's).
 

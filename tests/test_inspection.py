@@ -1,12 +1,14 @@
 """`inspect` tells what any model file is, in a table or as JSON, and `export` works from the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import WIDTH, random_concept
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -41,6 +43,93 @@ FACTS = {
     "emb": ("embedding", {"vectors": 3, "width": 32}),
     "folder": ("folder", {"context width": 32, "predicts": "epsilon"}),
 }
+
+
+def test_a_base_is_told_with_the_fingerprint_by_which_concepts_know_it(places, base, tmp_path):
+    tensors = {k: t for k, t in load_file(places["base"]).items() if not k.startswith("first_stage_model.")}
+    with safe_open(places["base"], "pt") as file:
+        save_file(tensors, tmp_path / "bare.safetensors", file.metadata())
+    for place in (places["base"], places["folder"], tmp_path / "bare.safetensors"):
+        assert inspect(place, hashes=True).facts["fingerprint"] == base.fingerprint
+        assert "fingerprint" not in inspect(place).facts
+    assert "fingerprint" not in inspect(places["lora"], hashes=True).facts
+
+
+def spoilt(folder, tmp_path, index=None, unet=None, without=()):
+    """A copy of a diffusers folder with other configs, or without some."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for name, changes in (("model_index.json", index), ("unet/config.json", unet)):
+        if changes:
+            (copy / name).write_text(json.dumps({**json.loads((copy / name).read_text()), **changes}))
+    for name in without:
+        (copy / name).unlink()
+    return copy
+
+
+FOLDERS = {
+    "XL": (
+        {"index": {"_class_name": "StableDiffusionXLPipeline"}},
+        "Stable Diffusion XL",
+        "only Stable Diffusion 1.x",
+    ),
+    "2.x": ({"unet": {"cross_attention_dim": 1024}}, "Stable Diffusion 2.x", "not Stable Diffusion 1.x"),
+    "another": ({"index": {"_class_name": "X"}}, "the pipeline X", "only Stable Diffusion 1.x"),
+    "bare": (
+        {"without": ["unet/config.json", "scheduler/scheduler_config.json"]},
+        "Stable Diffusion 1.x",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_any_pipeline_has_an_answer(base_folder, tmp_path, name):
+    how, what, said = FOLDERS[name]
+    found = inspect(spoilt(base_folder, tmp_path, **how))
+    assert found.kind == "folder" and found.what == f"a diffusers folder of {what}"
+    assert said in found.facts["as a base"] if said else "as a base" not in found.facts
+
+
+def test_peft_s_folders_hub_ids_and_single_models_are_told(places, tmp_path, monkeypatch):
+    out = tmp_path / "peft"
+    assert run("export", places["duo"], "--format", "peft", "-o", out).exit_code == 0
+    assert inspect(out).facts["text_encoder"] == {"layers": 8, "rank": 12, "text encoder": True, "alpha": 12}
+    one = inspect(out / "unet")
+    assert (one.kind, one.facts["rank"], one.facts["alpha"]) == ("lora_peft", 12, 12)
+    assert inspect(places["folder"] / "vae").what == "a folder of one model: AutoencoderKL"
+    assert inspect("toybox").what == "a diffusers folder of Stable Diffusion 1.x"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "hf download nobody/none" in run("inspect", "nobody/none").stderr
+    old = {"base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 768)}
+    save_file(old, tmp_path / "old.safetensors")
+    found = inspect(tmp_path / "old.safetensors")
+    assert found.facts["text encoder"] and found.what == "a LoRA saved by PEFT for Stable Diffusion 1.x"
+
+
+KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+MADE_FOR = {
+    "Stable Diffusion 1.x": ({KOHYA: 768}, {}),
+    "Stable Diffusion 2.x": ({KOHYA: 1024}, {}),
+    "Stable Diffusion XL": ({KOHYA: 2048}, {}),
+    "Stable Diffusion 3": ({KOHYA: 99}, {"modelspec.architecture": "stable-diffusion-3/lora"}),
+    "Flux": ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": 3072}, {}),
+}
+
+
+@pytest.mark.parametrize("family", MADE_FOR)
+def test_a_lora_is_told_with_the_base_it_is_for(tmp_path, family):
+    widths, told = MADE_FOR[family]
+    save_file({key: torch.ones(2, width) for key, width in widths.items()}, tmp_path / "x.safetensors", told)
+    assert inspect(tmp_path / "x.safetensors").what == f"a LoRA in kohya's keys for {family}"
+
+
+def test_one_bad_file_does_not_end_the_command(places, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"<html>")
+    done = run("inspect", tmp_path / "bad.safetensors", places["emb"], "--json")
+    bad, good = map(json.loads, done.stdout.splitlines())
+    assert done.exit_code == 1 and "HTML page" in bad["error"] and good["kind"] == "embedding"
+    shown = run("inspect", places["emb"], tmp_path / "bad.safetensors")
+    assert shown.exit_code == 1 and "embedding" in shown.stdout and shown.stderr.startswith("error: ")
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -89,17 +178,7 @@ def test_a_files_own_words_cannot_write_on_the_terminal(tmp_path):
 
 
 def test_export_writes_each_concept_by_itself(places, tmp_path):
-    done = run(
-        "export",
-        places["duo"],
-        "--format",
-        "kohya",
-        "--each",
-        "-o",
-        tmp_path / "loras",
-        "--strength",
-        "nox=0.3",
-    )
+    done = run("export", places["duo"], "--format", "kohya", "--each", "-o", tmp_path / "loras")
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in (tmp_path / "loras").iterdir()) == ["nox.safetensors", "rex.safetensors"]
     assert "hold no words" in done.stderr or "holds no words" in done.stderr
