@@ -19,12 +19,12 @@ from typing import Any
 from torch import Tensor
 
 from concepts.dataset import Example
+from concepts.inventory import CHECKPOINT
 from concepts.settings import NEUTRAL, Settings
 from spectral_diffusion.errors import DamagedFile, InputError, SpectralError
 from spectral_diffusion.files import load_tensors, save_tensors
 from spectral_diffusion.ledger import Slice
 
-KIND = "checkpoint"
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -74,13 +74,14 @@ def save(folder: Path, checkpoint: Checkpoint, made_by: Mapping[str, Any]) -> Pa
     tensors: dict[str, Tensor] = {}
     tree = _packed(checkpoint.state, "state", tensors)
     path = path_of(folder, checkpoint.step)
-    save_tensors(path, tensors, {"step": checkpoint.step, "state": tree, "recipe": dict(made_by)}, kind=KIND)
+    header = {"step": checkpoint.step, "state": tree, "recipe": dict(made_by)}
+    save_tensors(path, tensors, header, **CHECKPOINT)
     return path
 
 
 def load(path: Path, made_by: Mapping[str, Any]) -> Checkpoint:
     """One checkpoint; raises OtherTraining if it belongs to another recipe, DamagedFile if it cannot be trusted."""
-    tensors, header = load_tensors(path, kind=KIND)
+    tensors, header = load_tensors(path, **CHECKPOINT)
     try:
         theirs, step, state = header["recipe"], header["step"], _unpacked(header["state"], tensors)
     except (KeyError, TypeError, ValueError) as error:

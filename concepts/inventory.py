@@ -22,6 +22,7 @@ from spectral_diffusion.slices import NAME
 
 SUFFIX = ".safetensors"
 TRAINING = "-training"  # the folder of a training beside its file
+CHECKPOINT = {"kind": "checkpoint", "version": 2}  # 2 remembers the errors of the steps, 1 had their losses
 # ledger and file agree on the first three; each of the others comes with a sentence
 STATES = ("done", "reserved", "training", "stopped", "renaming", "missing", "damaged", "differs", "unlisted")
 
@@ -161,7 +162,7 @@ def _without_ledger(library: Path, known: set[str]) -> tuple[list[Listed], list[
         if name in known or not saved or not NAME.fullmatch(name):
             continue
         try:
-            recipe = read_header(saved[-1], kind="checkpoint")["recipe"]
+            recipe = read_header(saved[-1], **CHECKPOINT)["recipe"]
             facts = {key: recipe[key] for key in ("class_word", "form", "rank")}
             if not FINGERPRINT.fullmatch(recipe["base"]):
                 raise ValueError(recipe["base"])

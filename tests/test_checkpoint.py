@@ -52,6 +52,14 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path_factory, state, step
         checkpoint.load(path, {"a": 2})
 
 
+def test_a_checkpoint_of_another_version_is_put_aside_aloud(tmp_path, monkeypatch):
+    with monkeypatch.context() as past:
+        past.setitem(checkpoint.CHECKPOINT, "version", 1)
+        checkpoint.save(tmp_path, Checkpoint(3, {}), {})
+    with pytest.warns(UserWarning, match=r"version 1; .* put aside as step-000003.damaged"):
+        assert checkpoint.latest(tmp_path, {}) is None
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         checkpoint.save(tmp_path, Checkpoint(step, {}), {})
