@@ -63,6 +63,7 @@ def fuse(
         check_output(output)
         recipe = _recipe(concepts, method, strength or [], option or [], norm_control)
         load = _loader(base, vae, prediction)
+        beside = load() if verbose else None
         with _bars() as progress:
             fused = run(recipe, library, load, progress)
         save(fused, output)
