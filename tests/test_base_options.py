@@ -50,11 +50,21 @@ def commands(base, bare, photo_folder, tmp_path):
             "-o",
             tmp_path / "x.safetensors",
         ),
+        "generate": (
+            "spectral_diffusion",
+            "generate",
+            fused,
+            "a <rex>",
+            "--steps",
+            1,
+            "-o",
+            tmp_path / "out",
+        ),
         "export": ("spectral_diffusion", "export", fused, "--format", "folder", "-o", tmp_path / "folder"),
     }
 
 
-@pytest.mark.parametrize("name", ["train", "import", "reserve", "bake", "fuse", "export"])
+@pytest.mark.parametrize("name", ["train", "import", "reserve", "bake", "fuse", "generate", "export"])
 def test_a_base_without_a_vae_is_told_how_and_then_taken(commands, bare, name):
     command = (*commands[name], "--base", bare / "bare.safetensors")
     told(run(*command), "has no VAE baked in: give one with --vae FILE")
@@ -63,7 +73,7 @@ def test_a_base_without_a_vae_is_told_how_and_then_taken(commands, bare, name):
     assert result.exit_code == 0, (result.output, result.exception)
 
 
-@pytest.mark.parametrize("name", ["train", "import", "bake", "export"])
+@pytest.mark.parametrize("name", ["train", "import", "bake", "generate", "export"])
 def test_a_prediction_that_is_none_is_told(commands, base_folder, name):
     told(
         run(*commands[name], "--base", base_folder, "--prediction", "x0"),

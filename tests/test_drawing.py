@@ -159,10 +159,6 @@ def test_a_picture_of_another_base_is_not_drawn_again(draw, rex, base, tmp_path)
     told(draw("recall", save(other, tmp_path), "--run"), "drawn with base chill (cdcdcdcdcdcd), not tiny")
 
 
-def test_what_a_base_predicts_is_one_of_two(draw, rex):
-    told(draw("generate", rex, "a", "--prediction", "noise"), "'noise' is none of epsilon, v_prediction")
-
-
 def test_ray_draws_on_one_kind_of_device(draw, rex, tmp_path):
     (tmp_path / "jobs.csv").write_text("prompt\na\n")
     options = ("--ray", 2, "--device", "cpu", "--device", "cuda")
