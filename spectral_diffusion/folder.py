@@ -99,13 +99,16 @@ def _models(folder: Path, how: dict[str, Any]) -> dict[str, nn.Module]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    models = {}
     kinds = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
-    for part, kind in kinds.items():
-        models[part], told = kind.from_pretrained(folder / part, **how, output_loading_info=True)
-        if missing := sorted(told["missing_keys"]):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise DamagedFile(f"{folder / part} is not whole: {missing[0]}{more} missing; download it again.")
-        for name, tensor in models[part].state_dict().items():
-            check_numbers(folder / part, name, tensor, tensor)
-    return models
+    return {part: load_part(kind, folder / part, how) for part, kind in kinds.items()}
+
+
+def load_part(kind: type[Any], folder: Path, how: dict[str, Any]) -> Any:
+    """The model of one folder by its class's own loader. Raises DamagedFile unless it is whole, finite and not zero."""
+    model, told = kind.from_pretrained(folder, **how, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DamagedFile(f"{folder} is not whole: {missing[0]}{more} missing; download it again.")
+    for name, tensor in model.state_dict().items():
+        check_numbers(folder, name, tensor, tensor)
+    return model

@@ -8,6 +8,7 @@ and what it listens to.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def lora_member(
 
     A trigger that names an embedding bundled with the LoRA is that one; None is the one called `name`, the only one
     there is, or the class word. A concept has two words: of a longer trigger they are the first and the last, which
-    `say` is told. Raises InputError or DamagedFile for what is no LoRA, BaseMismatch for one that changes layers which
-    the base has not, or which concepts do not adapt (see `Base.adaptable`): it is not cut down silently.
+    `say` is told (a warning without it). Raises InputError or DamagedFile for what is no LoRA, BaseMismatch for one
+    that changes layers which the base has not, or which concepts do not adapt (see `Base.adaptable`): it is not cut
+    down silently.
     """
     lora = read_lora(path)
     layers, strangers = by_layer(lora, base.adaptable)
@@ -117,8 +119,8 @@ def _words(
         raise InputError(f"The trigger of {name} is empty: give the words the LoRA was trained with.")
     if rows.shape[1] != table.shape[1]:
         raise BaseMismatch(f"{lora.path} does not fit {base.name}: its words are {rows.shape[1]} wide.")
-    if len(rows) > 2 and say:
-        say(
+    if len(rows) > 2:
+        (say or warnings.warn)(
             f"{called} has {len(rows)} tokens, and <{name}> stands for two: the first and the last are taken; write "
             "the others beside it in prompts."
         )

@@ -256,6 +256,11 @@ def check_numbers(path: Path, name: str, stored: torch.Tensor, tensor: torch.Ten
     """DamagedFile for a weight that cannot be right; `stored` is as in the file `path`, `tensor` as it will act."""
     low, high = (extreme.item() for extreme in tensor.aminmax())  # one pass tells both
     if not (isfinite(low) and isfinite(high)):
+        if stored is tensor and tensor.itemsize == 2:  # converted already: it may have been finite before
+            raise InputError(
+                f"{path} is not finite in {tensor.dtype} ({name}): load it in fp32, or download it again if that "
+                "fails too."
+            )
         if finite(stored.float()):
             raise InputError(
                 f"{path} has numbers too large for {tensor.dtype} ({name}): load it in fp32 or bf16."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spectral_diffusion.base import quiet
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.folder import load_part
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -52,9 +53,8 @@ def _from_folder(folder: str, own: AutoencoderKL) -> AutoencoderKL:
         )
     try:
         with quiet():
-            return AutoencoderKL.from_pretrained(
-                folder, dtype=own.dtype, local_files_only=True, use_safetensors=True
-            )
+            how = {"dtype": own.dtype, "local_files_only": True, "use_safetensors": True}
+            return load_part(AutoencoderKL, Path(folder), how)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"The VAE {folder} cannot be loaded ({reason}).") from error

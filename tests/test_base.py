@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.base import find_base, fingerprint, load_base
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.vaes import other_vae
 
 
 def test_the_adapted_layers_are_all_projections_of_all_attention(base):
@@ -242,3 +243,23 @@ def test_weights_that_cannot_be_right_are_refused_by_name(copied, part, how):
     with pytest.raises(DamagedFile, match=said) as refusal:
         load_base(str(copied))
     assert key.removeprefix("text_model.") in str(refusal.value) and part in str(refusal.value)
+
+
+def test_numbers_beyond_half_precision_are_told_as_such(copied):
+    [file] = (copied / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["conv_in.weight"][0, 0, 0, 0] = 1e6
+    save_file(tensors, file, {"format": "pt"})
+    with one_sentence("not finite in torch.float16 (conv_in.weight)", "load it in fp32"):
+        load_base(str(copied), torch.float16)
+    assert load_base(str(copied)).pipeline.unet.conv_in.weight.max() == 1e6
+
+
+def test_another_vae_s_folder_is_checked_as_strictly(base, copied):
+    [file] = (copied / "vae").glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    said = "vae is not whole: decoder.conv_in.weight missing"
+    with one_sentence(said), other_vae(base.pipeline, str(copied / "vae")):
+        raise AssertionError("not reached")

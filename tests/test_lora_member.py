@@ -64,3 +64,9 @@ def test_what_is_no_lora_for_this_base_is_told(base, trio, tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="is no LoRA"):
         lora_member(base, path, "sks", "dog", "dog")
+
+
+def test_a_recipe_s_long_trigger_is_warned_of(base, tmp_path):
+    write_lora(base, path := tmp_path / "sks.safetensors")
+    with pytest.warns(UserWarning, match="has 3 tokens, and <sks> stands for two"):
+        lora_member(base, path, "sks", "dog", "a big dog")
