@@ -33,6 +33,10 @@ def lora_pairs(fused: Fused) -> dict[str, Pair]:
 
     Raises InputError if nothing is left.
     """
+    if not fused.layers():
+        raise InputError(
+            f"{', '.join(fused.names)} changes no layer, for only its words were trained: export --format embedding."
+        )
     pairs = {}
     for layer in fused.layers():
         scale, parts = fused.acting(layer)

@@ -11,7 +11,7 @@ from concepts.inventory import take_stock
 from fusion.fuse import fuse
 from spectral_diffusion.card import read_card
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import DamagedFile
+from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.export import Options, export
 from spectral_diffusion.fused import Fused, load_any
 from spectral_diffusion.generate import Request, generate
@@ -52,6 +52,8 @@ def test_it_is_fused_with_others_and_its_words_are_exported(taught, run, tmp_pat
     assert duo.names == ["mia", "bob"] and duo.layers() == Fused.of(taught.mia).layers()
     (file,) = export(Fused.of(run.concept), "embedding", tmp_path / "words", Options(dtype=torch.float32))
     assert torch.equal(load_file(file)["emb_params"], torch.cat(list(run.concept.words.values())))
+    with pytest.raises(InputError, match="bob changes no layer, .* export --format embedding"):
+        export(Fused.of(run.concept), "kohya", tmp_path / "bob.safetensors")
 
 
 def test_a_file_that_cannot_be_read_again_is_none_and_the_checkpoints_stay(teach, tmp_path, monkeypatch):
