@@ -52,7 +52,7 @@ def test_it_is_fused_with_others_and_its_words_are_exported(taught, run, tmp_pat
     assert duo.names == ["mia", "bob"] and duo.layers() == Fused.of(taught.mia).layers()
     (file,) = export(Fused.of(run.concept), "embedding", tmp_path / "words", Options(dtype=torch.float32))
     assert torch.equal(load_file(file)["emb_params"], torch.cat(list(run.concept.words.values())))
-    with pytest.raises(InputError, match="bob changes no layer, .* export --format embedding"):
+    with pytest.raises(InputError, match=r"bob changes no layer, .* export --format embedding"):
         export(Fused.of(run.concept), "kohya", tmp_path / "bob.safetensors")
 
 
