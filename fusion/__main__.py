@@ -13,7 +13,7 @@ import typer
 
 from fusion.outputs import check_output, check_place, save, writing
 from spectral_diffusion.errors import InputError, errors_to_exit_code
-from spectral_diffusion.options import BaseVaeOption, PredictionOption
+from spectral_diffusion.options import BaseVaeOption, DtypeOption, PredictionOption, parse_dtype
 
 if TYPE_CHECKING:
     from fusion.methods import Progress
@@ -185,20 +185,19 @@ def bake(
     mean_words: Annotated[
         bool, typer.Option(help="Layer-wise words as their mean: another likeness.")
     ] = False,
-    fp32: Annotated[bool, typer.Option("--fp32", help="fp32 instead of fp16.")] = False,
+    dtype: DtypeOption = "fp16",
 ) -> None:
     """Bake a fused file into a plain diffusers folder for other programs; `spectral-diffusion export` has more."""
     with errors_to_exit_code():
-        import torch
-
         from spectral_diffusion.fused import Fused
         from spectral_diffusion.merged import save_folder
 
+        stored = parse_dtype(dtype)
         fused = Fused.load(file)
         check_place(output)
         over = _load(base, vae, prediction)
         with writing(output):
-            save_folder(over, fused, output, torch.float32 if fp32 else torch.float16, mean_words)
+            save_folder(over, fused, output, stored, mean_words)
         for name in fused.names:
             typer.echo(f"write <{name}-1> <{name}-2> for <{name}>")
         typer.echo(f"{output}: {fused.base_name} with {', '.join(fused.names)}")

@@ -177,7 +177,7 @@ def test_baking_from_the_command_line_tells_how_to_write_the_words(library, base
     assert run("fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", out).exit_code == 0
     told(run("fusion", "bake", out, "-o", baked, "--base", base_folder), "layer-wise")
     assert not baked.exists()
-    result = run("fusion", "bake", out, "-o", baked, "--base", base_folder, "--mean-words", "--fp32")
+    result = run("fusion", "bake", out, "-o", baked, "--base", base_folder, "--mean-words", "--dtype", "fp32")
     assert result.exit_code == 0, (result.output, result.exception)
     assert "write <rex-1> <rex-2> for <rex>" in result.stdout and (baked / "model_index.json").exists()
     told(run("fusion", "bake", out, "-o", baked, "--base", base_folder, "--mean-words"), "baked", "exists")
