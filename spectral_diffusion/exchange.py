@@ -145,12 +145,16 @@ def _layered(fused: Fused, form: str, bundle: bool) -> bool:
 
 def _refitted(options: Options, fused: Fused) -> Fused:
     """The file with its words as one vector each; tells what they lose."""
-    from spectral_diffusion.refit import refitted
+    from spectral_diffusion import metrics
+    from spectral_diffusion.refit import likeness, refitted
 
     typer.echo("refitting layer-wise words to one vector each …", err=True)
     single, losses = refitted(options.base, fused)
     for loss in losses:
         typer.echo(str(loss), err=True)
+        if options.base.name == "toybox":  # the only base that an identity encoder is bundled for
+            told = likeness(options.base, fused, single, loss.name, metrics.toy_identity())
+            typer.echo(str(told), err=True)
     return single
 
 

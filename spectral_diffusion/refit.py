@@ -4,7 +4,8 @@ A layer-wise word gives every cross-attention layer a text encoding of its own. 
 each layer's keys and values come as near as they can to those of its own encoding, relative to their size, over a
 few prompts: a distillation that needs the text encoder only and starts from the mean over the layers. The loss is
 then measured on the UNet: its predictions along a short drawing, against those with the layer-wise words, in units
-of what the words change at all. 0: nothing is lost; 1: no nearer than the plain class word.
+of what the words change at all. 0: nothing is lost; 1: no nearer than the plain class word. Where an identity encoder
+knows the base, pictures by both kinds of words are compared as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from torch import Tensor
 from spectral_diffusion.base import Base
 from spectral_diffusion.embedding import layerwise_names
 from spectral_diffusion.fused import Fused, applied
-from spectral_diffusion.words import Words, cross_attention_layers, expand, layerwise, spoken, tokens_of
+from spectral_diffusion.metrics import IdentityEncoder
+from spectral_diffusion.words import (
+    Words,
+    cross_attention_layers,
+    expand,
+    layerwise,
+    spoken,
+    tokens_of,
+    with_article,
+)
 
 PROMPTS = (
     "a photo of <{}>",
@@ -66,6 +76,39 @@ def refitted(base: Base, fused: Fused, steps: int = STEPS) -> tuple[Fused, list[
             losses.append(Refit(name, of_fit, of_mean))
             words |= single
     return replace(fused, words=words), losses
+
+
+class Likeness(NamedTuple):
+    """Cosines, -1..1, of a concept's pictures by other words with those by its layer-wise ones, place by place."""
+
+    name: str
+    single: float  # by the fitted words
+    plain: float  # by the class word, the concept being in the weights all the same
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: pictures by one vector a word are {self.single:.2f} like those by its layer-wise words "
+            f"(by the class word alone {self.plain:.2f}; 1 is the same)"
+        )
+
+
+def likeness(
+    base: Base, layered: Fused, single: Fused, name: str, encoder: IdentityEncoder, seed: int = 0
+) -> Likeness:
+    """How alike `name` is in pictures with the words of `layered` and of `single`: of all `PROMPTS`, one each.
+
+    Raises what `generate` raises.
+    """
+    from spectral_diffusion.generate import Request, generate
+
+    def views(fused: Fused, subject: str) -> Tensor:
+        prompts = [prompt.format(name).replace(f"<{name}>", subject) for prompt in PROMPTS]
+        drawn = [generate(base, Request(prompt, seed=seed), fused) for prompt in prompts]
+        return torch.stack([encoder.views(picture.image) for pictures in drawn for picture in pictures])
+
+    wanted = views(layered, f"<{name}>")
+    found = views(single, f"<{name}>"), views(single, with_article(single.member(name).class_word))
+    return Likeness(name, *((wanted * other).sum(-1).mean().item() for other in found))
 
 
 def fitted(

@@ -8,7 +8,8 @@ from conftest import random_concept
 
 from spectral_diffusion.embedding import layerwise_names, trigger_vectors
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.refit import refitted
+from spectral_diffusion.metrics import toy_identity
+from spectral_diffusion.refit import likeness, refitted
 from spectral_diffusion.words import tokens_of
 
 
@@ -51,3 +52,15 @@ def test_the_other_concepts_of_a_file_keep_their_words(base):
     assert all(single.words[token] is both.words[token] for token in tokens_of("rex"))
     with pytest.raises(Exception, match="layer-wise"):
         trigger_vectors(both, "nox")
+
+
+def test_pictures_by_the_same_words_are_alike_and_by_others_less(base, pristine, monkeypatch):
+    from spectral_diffusion import generate as drawing
+
+    quick = drawing.Request
+    monkeypatch.setattr(drawing, "Request", lambda prompt, **how: quick(prompt, steps=1, **how))
+    fused = layered(base, 0.5)
+    single, _ = refitted(base, fused, steps=2)
+    same, told = (likeness(base, fused, other, "nox", toy_identity()) for other in (fused, single))
+    assert same.single == pytest.approx(1, abs=1e-5) and max(same.plain, told.single) < 1 - 1e-5
+    assert f"nox: pictures by one vector a word are {told.single:.2f} like" in str(told)
