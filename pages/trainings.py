@@ -81,8 +81,10 @@ class Trainings:
             return [nothing, status("No training yet."), *rest, [], *_buttons(None)]
         progress = progress_of(self.studio.library, job)
         labels, shown = [list(pair) for pair in self.labels(known)], [str(path) for path in progress.previews]
-        same = [labels, id_] == [*seen[:1], job.id]
-        radio = gr.skip() if same else gr.update(choices=self.labels(known), value=job.id)
+        # what is chosen stays the page's to say: another may have been since this was asked
+        chosen = {} if id_ == job.id else {"value": job.id}
+        same = not chosen and [labels] == seen[:1]
+        radio = gr.skip() if same else gr.update(choices=self.labels(known), **chosen)
         previews = gr.skip()
         if [shown] != seen[1:]:
             previews = [(served(path), path.stem) for path in progress.previews]

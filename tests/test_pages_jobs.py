@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from bundled_library import ended
@@ -13,6 +14,7 @@ from bundled_library import ended
 from pages.commands import train_command
 from pages.jobs import Jobs
 from pages.runner import run_all
+from pages.trainings import Trainings
 from pages.watch import progress_of
 from spectral_diffusion.errors import InputError
 
@@ -109,6 +111,21 @@ def test_a_queue_of_paused_trainings_keeps_no_runner_busy(jobs):
     jobs.pause(job.id)
     jobs.wake()
     assert not (jobs.folder / "runner.txt").exists() and jobs.get(job.id).state == "paused"
+
+
+def test_looking_again_does_not_choose_another_training_than_the_page_has(jobs):
+    first = jobs.enqueue(draft(jobs, "rex"))
+    jobs.stop(first.id)
+    page = Trainings(SimpleNamespace(library=jobs.library))
+    radio, *_, seen = page.watch(None, [])[:5]
+    assert radio["value"] == first.id  # nothing was chosen
+    second = jobs.enqueue(draft(jobs, "mia"))  # and chosen by Start while the page looks after the first
+    jobs.stop(second.id)
+    radio, *_, seen = page.watch(first.id, seen)[:5]
+    assert [id_ for _, id_ in radio["choices"]] == [second.id, first.id] and "value" not in radio
+    assert "choices" not in page.watch(second.id, seen)[0]
+    jobs.forget(second.id)
+    assert page.watch(second.id, seen)[0]["value"] == first.id
 
 
 @pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("stop", "stopped"), ("", "stopped")])
