@@ -21,15 +21,7 @@ from spectral_diffusion.base import Base
 from spectral_diffusion.embedding import layerwise_names
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.metrics import IdentityEncoder
-from spectral_diffusion.words import (
-    Words,
-    cross_attention_layers,
-    expand,
-    layerwise,
-    spoken,
-    tokens_of,
-    with_article,
-)
+from spectral_diffusion.words import Words, cross_attention_layers, expand, layerwise, spoken, tokens_of
 
 PROMPTS = (
     "a photo of <{}>",
@@ -101,13 +93,14 @@ def likeness(
     """
     from spectral_diffusion.generate import Request, generate
 
-    def views(fused: Fused, subject: str) -> Tensor:
-        prompts = [prompt.format(name).replace(f"<{name}>", subject) for prompt in PROMPTS]
+    def views(fused: Fused, prompts: Sequence[str]) -> Tensor:
         drawn = [generate(base, Request(prompt, seed=seed), fused) for prompt in prompts]
         return torch.stack([encoder.views(picture.image) for pictures in drawn for picture in pictures])
 
-    wanted = views(layered, f"<{name}>")
-    found = views(single, f"<{name}>"), views(single, with_article(single.member(name).class_word))
+    named = [prompt.format(name) for prompt in PROMPTS]
+    plain = [spoken(prompt, {name: single.member(name).class_word}) for prompt in named]
+    wanted = views(layered, named)
+    found = views(single, named), views(single, plain)
     return Likeness(name, *((wanted * other).sum(-1).mean().item() for other in found))
 
 
