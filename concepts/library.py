@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from concepts.claim import claimed
 from concepts.free_name import keep_file, refuse_listed
 from concepts.inventory import SUFFIX, TRAINING, Listed, drop_thumbnails, fits, take_stock
+from concepts.newcomer import Say, claim, freely_named, tell
 from spectral_diffusion.card import read_card, width_of
-from spectral_diffusion.errors import DamagedFile, InputError, NameTaken, SliceTaken, SpectralError
+from spectral_diffusion.errors import DamagedFile, InputError, NameTaken, SpectralError
 from spectral_diffusion.ledger import Entry, Ledger, Slice, check_name, ledger_files
 
 if TYPE_CHECKING:
@@ -70,16 +71,22 @@ def known_base(library: Path | str, base: str) -> Ledger | None:
     return next((ledger for ledger in ledgers if ledger.fingerprint.startswith(base)), None)
 
 
-def import_file(file: Path | str, library: Path | str, name: str | None = None) -> Listed:
-    """Make a concept file part of `library`, under another name if `name` is given.
+def import_file(
+    file: Path | str, library: Path | str, name: str | None = None, say: Say = lambda line: None
+) -> Listed:
+    """Make a concept file part of `library`: as `name`, or by its own, or a free name like it, which `say` is told.
 
     A file that was copied into the library by hand is entered into the ledger where it lies. Raises as
-    `Concept.load`; NameTaken if the library has the name; SliceTaken, telling whose, if the columns are taken.
+    `Concept.load`; NameTaken if the library has the `name` given, or the very concept; SliceTaken, telling whose, if
+    the columns are taken.
     """
-    concept, dtype = _opened(Path(file))
-    if name not in (None, concept.name):
+    file, library = Path(file), Path(library)
+    concept, dtype = _opened(file)
+    called = name or concept.name
+    if name is None:
+        concept = freely_named(concept, file, library)
+    elif name != concept.name:
         concept = concept.renamed(name)
-    library = Path(library)
     target = library / f"{concept.name}{SUFFIX}"
     here = target.exists() and target.samefile(file)
     as_it_is = here and read_card(file)["name"] == concept.name
@@ -89,28 +96,27 @@ def import_file(file: Path | str, library: Path | str, name: str | None = None) 
         refuse_file(target, concept.name)
     if concept.slice is None:
         keep_file(ledger, concept, dtype, target, here and as_it_is)
-        _drop_old(file, target)
-        return find(library, concept.name)
+        return _arrived(file, target, concept, called, say)
     with ledger.holding(concept.name):
         known = ledger.entry(concept.name)
         lost = known is not None and (known.state, known.slice) == ("done", concept.slice)
         if lost and here:
             raise NameTaken(f"{concept.name} is part of {library} already: there is nothing to import.")
         if not lost:
-            _claim(ledger, concept.name, concept.slice)
+            claim(ledger, concept.name, concept.slice, called)
         if not as_it_is:
             concept.save(target, dtype)
         if not lost:
             ledger.finish(concept.name)
-    _drop_old(file, target)
-    return find(library, concept.name)
+    return _arrived(file, target, concept, called, say)
 
 
-def _drop_old(file: Path | str, target: Path) -> None:
-    """Deletes an imported file that lay in the library under a name that is not its own."""
-    file = Path(file)
+def _arrived(file: Path, target: Path, concept: Concept, called: str, say: Say) -> Listed:
+    """Deletes an imported file that lay in the library under a name that is not its own, and tells a new name."""
     if file.resolve().parent == target.parent.resolve() and not file.samefile(target):
         file.unlink()
+    tell(say, called, concept, target.parent)
+    return find(target.parent, concept.name)
 
 
 def _opened(file: Path) -> tuple[Concept, torch.dtype]:
@@ -122,32 +128,6 @@ def _opened(file: Path) -> tuple[Concept, torch.dtype]:
     if None not in (concept.slice, width) and concept.slice.end > width:
         raise DamagedFile(f"{file} is damaged: its layers have no columns {concept.slice}.")
     return concept, DTYPES[card["dtype"]]
-
-
-def _claim(ledger: Ledger, name: str, wanted: Slice) -> None:
-    """Take exactly these columns, or explain why that cannot be mended by an import."""
-    taken = [entry for entry in ledger.entries() if entry.slice.overlaps(wanted) and entry.name != name]
-    if not taken:
-        ledger.take(name, wanted.rank, wanted.start)
-        return
-    owners = ", ".join(f"{entry.name} ({entry.slice}, {entry.state})" for entry in taken)
-    if [entry.slice for entry in taken if entry.state == "reserved"] == [wanted]:
-        way_out = f"if they are kept for this concept, import it --as {taken[0].name}"
-    else:
-        way_out = (
-            f"remove {taken[0].name}, import into another library, or have {name} trained again elsewhere"
-        )
-    raise SliceTaken(
-        f"{name} was trained in columns {wanted}, which belong to {owners} here, and a concept cannot move to "
-        f"other columns: {way_out}{_free_elsewhere(ledger, wanted.rank)}."
-    )
-
-
-def _free_elsewhere(ledger: Ledger, rank: int) -> str:
-    try:
-        return f" (free: --start {ledger.next_free(rank).start})"
-    except SpectralError:  # no room, or a width that nobody has told yet
-        return ""
 
 
 def remove(library: Path | str, name: str, base: str | None = None) -> Listed:

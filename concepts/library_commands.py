@@ -85,7 +85,11 @@ def import_(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--as", "--name", help="Call it, and its words, otherwise; a LoRA has no name yet."),
+        typer.Option(
+            "--as",
+            "--name",
+            help="Call it, and its words, so [its own name, or a free one like it]; a LoRA has none yet.",
+        ),
     ] = None,
     library: Library = LIBRARY,
     class_word: Annotated[str | None, typer.Option("--class", help="Of a LoRA: what it shows.")] = None,
@@ -115,7 +119,7 @@ def import_(
         if lora:
             listed = import_lora(file, library, base, name, class_word, trigger, _note, vae, prediction)
         else:
-            listed = import_file(file, library, name)
+            listed = import_file(file, library, name, _note)
         typer.echo(_imported(listed))
 
 

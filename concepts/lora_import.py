@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from concepts.free_name import keep_file
 from concepts.inventory import SUFFIX, Listed
 from concepts.library import find, refuse_file, refuse_name_of_another_base
+from concepts.newcomer import freely_named, tell
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.ledger import Ledger
 from spectral_diffusion.lora_member import Say, lora_concept
@@ -43,16 +45,20 @@ def import_lora(
 ) -> Listed:
     """Write the LoRA `file` into `library` as the concept `name`; `<name>` stands for `trigger`, see `lora_member`.
 
-    `vae` and `prediction` are of the base, see `load_base`; `say` is told what of a long trigger is left out.
-    Raises NameTaken if the library has the name, InputError, BaseMismatch or DamagedFile if it is no LoRA for the base.
+    If the library has another concept of the name it gets a free one like it. `vae` and `prediction` are of the base,
+    see `load_base`; `say` is told a new name, and what of a long trigger is left out. Raises NameTaken if the library
+    has the very LoRA, InputError, BaseMismatch or DamagedFile if it is no LoRA for the base.
     """
     from spectral_diffusion.base import load_base
 
-    target = Path(library) / f"{name}{SUFFIX}"
-    refuse_file(target, name)
+    file, library = Path(file), Path(library)
     loaded = load_base(base, vae=vae, prediction=prediction)
     concept = lora_concept(loaded, file, name, class_word, trigger, say)
+    concept = freely_named(concept, file, library)
+    target = library / f"{concept.name}{SUFFIX}"
+    refuse_file(target, concept.name)
     ledger = Ledger(library, loaded.fingerprint, loaded.width, loaded.name)
-    refuse_name_of_another_base(ledger, name)
+    refuse_name_of_another_base(ledger, concept.name)
     keep_file(ledger, concept, torch.float16, target)
-    return find(library, name)
+    tell(say or warnings.warn, name, concept, library)
+    return find(library, concept.name)

@@ -60,7 +60,7 @@ def take_samples(library: Path | str) -> Taken:
             there.append(f"{file.stem} is part of {library} already.")
             continue
         try:
-            taken.append(import_file(file, library))
+            taken.append(import_file(file, library, file.stem))
         except (NameTaken, SliceTaken) as error:
             reasons.append(str(error))
     if reasons and not (taken or there):

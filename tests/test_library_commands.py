@@ -107,6 +107,15 @@ def test_import_rename_and_remove_say_what_they_did(concepts, shelf, tmp_path):
     assert states(shelf) == {"rex": ("0..1", "done"), "mia": ("2..3", "done")}
 
 
+def test_import_says_by_which_name_a_newcomer_is_called(shelf, tmp_path):
+    file = sent(tmp_path / "friend", "rex", 8)
+    result = run("concepts", "import", file, "--library", shelf)
+    assert "columns 8..9, write <rex_2> in prompts" in result.stdout
+    assert "note: " in result.stderr and "so this one is called rex_2" in result.stderr
+    told(run("concepts", "import", file, "--library", shelf), "is rex_2 of", "there is nothing to import")
+    told(run("concepts", "import", file, "--as", "mia", "--library", shelf), "mia.safetensors exists already")
+
+
 @pytest.mark.parametrize("answer", ["n\n", ""])
 def test_without_a_yes_nothing_is_removed(shelf, answer):
     before = contents(shelf)

@@ -70,9 +70,25 @@ def test_what_is_no_lora_for_this_base_is_refused_and_nothing_is_written(base_fo
     with one_sentence("'dog' is already the class word"):
         import_lora(kohya, library, str(base_folder), "dog", "dog")
     assert not list(library.glob("*.safetensors"))
-    import_lora(kohya, library, str(base_folder), "sks", "dog")
-    with one_sentence("exists already"):
-        import_lora(kohya, library, str(base_folder), "sks", "dog")
+
+
+def test_another_lora_of_a_taken_name_gets_a_free_one_and_the_same_one_is_told(
+    base, base_folder, kohya, tmp_path
+):
+    library, said = tmp_path / "library", []
+    how = (library, str(base_folder), "sks", "dog")
+    import_lora(kohya, *how, say=said.append)
+    with one_sentence("Some LoRA v2.safetensors is sks of", "there is nothing to import"):
+        import_lora(kohya, *how, say=said.append)
+    assert not said
+    other = tmp_path / "other.safetensors"
+    write_lora(base, other, layers=list(base.adaptable)[:2])
+    assert import_lora(other, *how, say=said.append).name == "sks_2"
+    assert Concept.load(library / "sks_2.safetensors").trigger == "<sks_2>" and "<sks_2>" in said[0]
+    assert import_lora(kohya, library, str(base_folder), "fig", "dog").name == "fig", (
+        "a name of its own is fine"
+    )
+    assert not take_stock(library).problems
 
 
 def test_a_concept_of_kind_lora_goes_from_library_to_library(base_folder, kohya, tmp_path):
