@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from spectral_diffusion import drawing, exchange
+from spectral_diffusion import drawing, exchange, recalling
 
 app = typer.Typer(
     help="Pictures with taught concepts.",
@@ -20,6 +20,7 @@ def _main() -> None:
 
 
 drawing.register(app)
+recalling.register(app)
 exchange.register(app)
 
 

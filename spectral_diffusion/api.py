@@ -44,15 +44,18 @@ def load(
     portable: bool = False,
     vae: Path | str | None = None,
     prediction: str | None = None,
+    offload: str = "none",
+    attention: str = "auto",
 ) -> Loaded:
     """A concept or fused file with its base; None: the base alone.
 
-    `base`, `dtype` (fp32 if None), `device`, `vae` and `prediction` are those of `base.load_base`; `portable` allows
-    another Stable Diffusion 1.x base than the concepts' own. Nothing goes online.
+    All but `portable`, which allows another Stable Diffusion 1.x base than the concepts' own, are those of
+    `base.load_base`. Nothing goes online.
     Raises InputError or DamagedFile for what cannot be loaded, BaseMismatch for concepts of another base.
     """
     file = None if concepts is None else load_any(concepts)
-    loaded = load_base(base, dtype, device, vae=vae, prediction=prediction)
+    how = {"vae": vae, "prediction": prediction, "offload": offload, "attention": attention}
+    loaded = load_base(base, dtype, device, **how)
     return Loaded(loaded, suited(file, loaded, portable))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_args
 
+from spectral_diffusion import hardware
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.folder import check_folder, load_folder
 from spectral_diffusion.model_file import Prediction, base_layout
@@ -117,16 +118,20 @@ def load_base(
     *,
     vae: str | Path | None = None,
     prediction: Prediction | None = None,
+    offload: str = "none",
+    attention: str = "auto",
 ) -> Base:
     """Loads a base as `find_base` finds it, in `dtype` (fp32 if None), without going online.
 
-    `vae` is a file with another VAE, for a checkpoint file that has none; `prediction` overrides what the
-    base says that it predicts. Raises InputError or DamagedFile in one sentence for what cannot be loaded.
+    `device` may be `auto`. `vae` is a file with another VAE, for a checkpoint file that has none; `prediction`
+    overrides what the base says that it predicts; `offload` and `attention`: see `hardware`. Raises InputError or
+    DamagedFile in one sentence for what cannot be loaded, or not so.
     """
     import torch
 
     if prediction not in (None, *get_args(Prediction)):
         raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
+    hardware.check(device, offload, attention)
     place, dtype = find_base(base), dtype or torch.float32
     if place.is_file():
         from spectral_diffusion.single_file import load_single_file
@@ -142,7 +147,8 @@ def load_base(
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
         part.requires_grad_(False).eval()
-    return Base(_name(base, place), pipeline.to(device), place)
+    hardware.place(pipeline, hardware.picked(device), offload, attention)
+    return Base(_name(base, place), pipeline, place)
 
 
 def _name(base: str, place: Path) -> str:

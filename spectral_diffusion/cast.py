@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from spectral_diffusion import loras
+from spectral_diffusion import hardware, loras
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
@@ -27,6 +27,7 @@ def made_with(base: Base, fused: Fused | None, request: Request) -> dict[str, An
         "base": base.name,
         "base_fingerprint": base.fingerprint,
         **({"model_hash": sha256_of(base.source)[:10]} if base.source and base.source.is_file() else {}),
+        **hardware.told(base.pipeline),
         "prediction": base.pipeline.scheduler.config.get("prediction_type", "epsilon"),
         "portable": fused is not None and fused.portable,
         "concepts": [member.facts() for member in members],

@@ -1,4 +1,4 @@
-"""The commands that draw: `generate`, `batch` and `recall`. Nothing heavy at import."""
+"""The commands that draw: `generate` and `batch`. Nothing heavy at import."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectral_diffusion.errors import InputError, errors_to_exit_code
-from spectral_diffusion.options import BaseOption, BaseVaeOption, PredictionOption
+from spectral_diffusion.options import (
+    AttentionOption,
+    BaseOption,
+    BaseVaeOption,
+    DeviceOption,
+    DtypeOption,
+    OffloadOption,
+    PredictionOption,
+    parse_dtype,
+)
 
 if TYPE_CHECKING:
     from spectral_diffusion.base import Base
     from spectral_diffusion.batch import Summary
     from spectral_diffusion.fused import Fused
-    from spectral_diffusion.metadata import Recalled
-    from spectral_diffusion.request import Picture
 
 _FAILED = 1  # exit code of a batch of which some rows failed
 
@@ -70,6 +77,10 @@ def generate(
     guide_strength: Annotated[float, typer.Option(help="How much the guide counts, 0 to 2.")] = 1.0,
     portable: Portable = False,
     prediction: PredictionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
+    offload: OffloadOption = "none",
+    attention: AttentionOption = "auto",
     kind: Format = "png",
     metadata: Metadata = True,
     output: Output = Path("out"),
@@ -86,7 +97,7 @@ def generate(
 
         # what is wrong is told before the base is loaded
         find_base(base)
-        _check_output(output, kind)
+        check_output(output, kind)
         prompt, networks = taken_out(prompt, lora_folder)
         request = Request(
             prompt, negative, seed, count, steps, guidance, sampler,
@@ -100,7 +111,7 @@ def generate(
         )  # fmt: skip
         fused = dressed(load_any(file), request)
         check_shots(request, request.shots(), fused.names)
-        loaded = _loaded(base, prediction, vae)
+        loaded = loaded_base(base, vae, prediction=prediction, **computing(device, dtype, offload, attention))
         fused = _suited(fused, loaded, portable)
         with _bars() as bars:
             task = bars.add_task("drawing", total=None)
@@ -123,6 +134,9 @@ def batch(
     vae: BaseVaeOption = None,
     portable: Portable = False,
     prediction: PredictionOption = None,
+    dtype: DtypeOption = "fp32",
+    offload: OffloadOption = "none",
+    attention: AttentionOption = "auto",
     kind: Format = "png",
     metadata: Metadata = True,
 ) -> None:
@@ -134,12 +148,17 @@ def batch(
         from spectral_diffusion.tables import read_rows
 
         find_base(base)
-        _check_output(output, kind)
+        check_output(output, kind)
         read_rows(jobs)
         concepts = load_any(fused) if fused else None
-        loaded = _loaded(base, prediction, vae)
+        # where workers draw, this process only checks
+        here = computing(
+            "cpu" if device or ray else "auto", dtype, "none" if device or ray else offload, attention
+        )
+        loaded = loaded_base(base, vae, prediction=prediction, **here)
         concepts = _suited(concepts, loaded, portable)
-        options = {"portable": portable, "prediction": prediction, "vae": vae}
+        options = {"dtype": here["dtype"], "offload": offload, "attention": attention}
+        options |= {"portable": portable, "prediction": prediction, "vae": vae}
         engine = _engine(device, ray, (base, fused, kind, metadata), options)
         with _bars() as bars:
             task = bars.add_task("drawing", total=None)
@@ -157,35 +176,9 @@ def batch(
         raise typer.Exit(_FAILED)
 
 
-def recall(
-    picture: Annotated[Path, typer.Argument(help="A picture of ours.")],
-    file: Annotated[Path | None, typer.Argument(help="With --run: the concept or fused file.")] = None,
-    run: Annotated[bool, typer.Option("--run", help="Draw it again.")] = False,
-    base: BaseOption = "toybox",
-    kind: Format = "png",
-    metadata: Metadata = True,
-    output: Output = Path("out"),
-) -> None:
-    """Print the request that a picture carries, or draw it again: on the CPU the same, bit for bit."""
-    with errors_to_exit_code():
-        import json
-
-        from spectral_diffusion.metadata import recall as read
-
-        recalled = read(picture)
-        if not run:
-            shown = {**recalled.request.plain(), "seed": recalled.seed, **recalled.made_with}
-            typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
-            return
-        _check_output(output, kind)
-        from spectral_diffusion.generate import save
-
-        typer.echo(save(_again(recalled, file, base), output, kind, metadata))
-
-
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (generate, batch, recall):
+    for command in (generate, batch):
         app.command()(command)
 
 
@@ -233,11 +226,21 @@ def _engine(devices: list[str] | None, ray: int, task: tuple[Any, ...], options:
     return RayEngine(make, (devices or ["cpu"]) * ray)
 
 
-def _loaded(base: str, prediction: str | None, vae: Path | None) -> Base:
+def computing(device: str, dtype: str, offload: str, attention: str) -> dict[str, Any]:
+    """What `load_base` takes, from four options. Raises InputError for what there is not, before anything is loaded."""
+    from spectral_diffusion import hardware
+
+    hardware.check(device, offload, attention)
+    return {"device": device, "dtype": parse_dtype(dtype), "offload": offload, "attention": attention}
+
+
+def loaded_base(base: str, vae: Path | None, **how: Any) -> Base:
+    """The base for drawing. A `vae` is given to a single file, which may have none of its own; the other bases get it
+    with the request. Raises as `load_base` does."""
     from spectral_diffusion.base import load_base
 
-    single = vae is not None and vae.is_file() and Path(base).is_file()  # it may have no VAE of its own
-    return load_base(base, prediction=prediction, vae=vae if single else None)
+    single = vae is not None and vae.is_file() and Path(base).is_file()
+    return load_base(base, vae=vae if single else None, **how)
 
 
 def _suited(fused: Fused | None, base: Base, portable: bool) -> Fused | None:
@@ -252,22 +255,8 @@ def _suited(fused: Fused | None, base: Base, portable: bool) -> Fused | None:
     return fused
 
 
-def _again(recalled: Recalled, file: Path | None, base: str) -> Picture:
-    from spectral_diffusion.base import find_base
-    from spectral_diffusion.fused import load_any
-    from spectral_diffusion.generate import draw_again
-
-    find_base(base)
-    names = [concept["name"] for concept in recalled.made_with["concepts"]]
-    if names and file is None:
-        raise InputError(f"The picture was drawn with {', '.join(names)}: give their file after the picture.")
-    fused = load_any(file) if names and file else None
-    vae = recalled.request.vae
-    loaded = _loaded(base, recalled.made_with.get("prediction"), Path(vae) if vae else None)
-    return draw_again(loaded, recalled, fused)
-
-
-def _check_output(output: Path, kind: str) -> None:
+def check_output(output: Path, kind: str) -> None:
+    """Raises InputError for pictures that have no place, or no such format."""
     from spectral_diffusion.metadata import FORMATS
 
     if output.exists() and not output.is_dir():

@@ -25,6 +25,7 @@ from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SliceTaken
 from spectral_diffusion.files import read_header
 from spectral_diffusion.fused_file import KIND, VERSION
+from spectral_diffusion.hardware import works_on
 from spectral_diffusion.members import Member, content_hash, finite
 from spectral_diffusion.portable import Relation, is_rounding, remembered
 from spectral_diffusion.slices import check_name
@@ -275,10 +276,13 @@ def applied(base: Base, fused: Fused | None) -> Iterator[Words]:
         for layer, weight in kept.items():
             change = fused.delta(layer).to(weight.device).reshape(weight.shape)
             base.adaptable[layer].weight.data = (weight.float() + change).to(weight.dtype)
-        yield Words(fused.words, base.pipeline.tokenizer).to(base.pipeline.device)
+        yield Words(fused.words, base.pipeline.tokenizer).to(works_on(base.pipeline))
     finally:
-        for layer, weight in kept.items():
-            base.adaptable[layer].weight.data = weight
+        for (
+            layer,
+            weight,
+        ) in kept.items():  # where its neighbours are: an offloaded base may be elsewhere by now
+            base.adaptable[layer].weight.data = weight.to(base.adaptable[layer].weight.device)
 
 
 def parse_strengths(pairs: Sequence[str]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spectral_diffusion.base import quiet
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.hardware import works_on
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, T2IAdapter
@@ -45,7 +46,7 @@ def load_guide(pipeline: StableDiffusionPipeline, folder: str) -> T2IAdapter:
         raise InputError(f"The T2I-Adapter {folder} cannot be loaded ({reason}).") from error
     if list(guide.config.channels) != list(pipeline.unet.config.block_out_channels):
         raise InputError(f"The T2I-Adapter {folder} is for another kind of base: use one of SD 1.x.")
-    return guide.to(pipeline.unet.device).eval().requires_grad_(False)
+    return guide.to(works_on(pipeline)).eval().requires_grad_(False)
 
 
 @torch.no_grad()

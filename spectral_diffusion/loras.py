@@ -84,7 +84,7 @@ def worn(base: Base, loras: Mapping[str, float]) -> Iterator[None]:
         yield
     finally:
         for key, own in kept.items():
-            layers[key].weight.data = own
+            layers[key].weight.data = own.to(layers[key].weight.device)  # as in `fused.applied`
 
 
 def _layers(base: Base) -> dict[str, nn.Module]:

@@ -18,6 +18,13 @@ PredictionOption = Annotated[
     str | None, typer.Option("--prediction", help="epsilon or v_prediction, where the base does not tell.")
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="fp16, bf16 or fp32.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, …; auto takes a CUDA card.")]
+OffloadOption = Annotated[
+    str, typer.Option("--offload", help="none, or model: on the GPU is only the model that computes.")
+]
+AttentionOption = Annotated[
+    str, typer.Option("--attention", help="auto (torch picks), sliced (a head at a time) or plain.")
+]
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 

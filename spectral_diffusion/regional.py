@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from spectral_diffusion.base import Base
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.hardware import awake
 from spectral_diffusion.regions import Region, shares
 from spectral_diffusion.words import cross_attention_layers
 
@@ -41,7 +42,7 @@ def regional(
     `texts`: the request's own encoding, then one for each region, each (rows, layers * tokens, width) with
     the rows the UNet will be given. `size`: width and height of the picture in pixels.
     """
-    unet = base.pipeline.unet
+    unet = awake(base.pipeline.unet)  # its layers are asked for keys and values before it is called
     like = next(unet.parameters())
     masks, parts = (_levels(maps.to(like), base.pipeline.vae_scale_factor) for maps in shares(regions, *size))
     change = LocalChange(local, regions, masks)

@@ -23,6 +23,7 @@ from spectral_diffusion.cast import check_shots, dressed, suited
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.guides import features, guided, load_guide
+from spectral_diffusion.hardware import awake
 from spectral_diffusion.regional import regional
 from spectral_diffusion.request import Request, Shot
 from spectral_diffusion.samplers import make_sampler
@@ -150,21 +151,24 @@ class Stage:
         if one.start is not None:
             pipeline, start = self._from_picture(), self._enlarged(one.start, one.size, len(shots))
             given = {"image": start, "strength": one.denoise}
-        with (
-            layerwise(self.pipeline.unet, self.words.layers),
-            self._regional(request, texts, one.size),
-            guided(self.pipeline.unet, self._features(request, one.size)),
-        ):
-            return pipeline(
-                prompt_embeds=positive,
-                negative_prompt_embeds=negative,
-                num_inference_steps=one.steps,
-                guidance_scale=request.guidance,
-                generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
-                output_type="latent" if one.latent else "pil",
-                callback_on_step_end=_caller(one.report),
-                **given,
-            ).images
+        try:
+            with (
+                layerwise(self.pipeline.unet, self.words.layers),
+                self._regional(request, texts, one.size),
+                guided(self.pipeline.unet, self._features(request, one.size)),
+            ):
+                return pipeline(
+                    prompt_embeds=positive,
+                    negative_prompt_embeds=negative,
+                    num_inference_steps=one.steps,
+                    guidance_scale=request.guidance,
+                    generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
+                    output_type="latent" if one.latent else "pil",
+                    callback_on_step_end=_caller(one.report),
+                    **given,
+                ).images
+        finally:
+            self.pipeline.maybe_free_model_hooks()  # a drawing that was interrupted, or img2img, does not
 
     def _features(self, request: Request, size: tuple[int, int]) -> list[Tensor] | None:
         if self.guide is None:
@@ -226,7 +230,7 @@ class Stage:
                 carried = applied(self.base, _only(self.local, concepts, "text_encoder."))
             with carried:
                 prompt = expand(text, self.names)
-                found = self.words.encode(self.pipeline.text_encoder, [prompt], True, clip_skip)
+                found = self.words.encode(awake(self.pipeline.text_encoder), [prompt], True, clip_skip)
             self._read[key] = found.unflatten(1, (self.words.layers, -1))[0]
         return self._read[key]
 

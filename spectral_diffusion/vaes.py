@@ -31,10 +31,12 @@ def other_vae(pipeline: StableDiffusionPipeline, place: str | None) -> Iterator[
     if vae.config.latent_channels != own.config.latent_channels or len(set(levels)) > 1:
         raise InputError(f"The VAE {place} has other latent pictures than the base's: use one of SD 1.x.")
     pipeline.vae = vae.to(own.device).eval().requires_grad_(False)
+    pipeline.maybe_free_model_hooks()  # offload holds for whom it found
     try:
         yield
     finally:
         pipeline.vae = own
+        pipeline.maybe_free_model_hooks()
 
 
 def _from_file(file: str, own: AutoencoderKL) -> AutoencoderKL:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spectral_diffusion.engines.local import Worker
-    from spectral_diffusion.model_file import Prediction
 
 MakeWorker = Callable[[str], AbstractContextManager[Any]]  # device -> what has `work(task)`
 
@@ -37,16 +36,18 @@ def local_worker(
     device: str,
     *,
     portable: bool = False,
-    prediction: Prediction | None = None,
-    vae: Path | None = None,
+    **how: Any,
 ) -> Worker:
-    """A worker on one device; `functools.partial` of it, without the device, is what the engines take."""
+    """A worker on one device; `functools.partial` of it, without the device, is what the engines take.
+
+    `how` the base is loaded, as `load_base` takes it.
+    """
     from spectral_diffusion.base import load_base
     from spectral_diffusion.cast import suited
     from spectral_diffusion.engines.local import Worker
     from spectral_diffusion.fused import load_any
 
-    loaded = load_base(base, device=device, prediction=prediction, vae=vae)
+    loaded = load_base(base, device=device, **how)
     concepts = suited(load_any(fused), loaded, portable) if fused else None
     return Worker(loaded, concepts, kind, metadata)
 
