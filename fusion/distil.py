@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -142,7 +142,7 @@ class _Student:
         for group, peak in zip(self._optimiser.param_groups, (course.rate, course.word_rate), strict=True):
             group["lr"] = peak * shape
         self._optimiser.zero_grad()
-        with torch.enable_grad():
+        with torch.enable_grad(), self._reading():  # the backward pass may recompute
             self._scaler.scale(self._errors(answers).mean()).backward()
         self._scaler.unscale_(self._optimiser)
         nn.utils.clip_grad_norm_(self._factors, _CLIP)
@@ -154,7 +154,12 @@ class _Student:
         """Mean squared error of what it says."""
         rows = range(len(answers))
         parts = [answers.rows(rows[i : i + batch]) for i in range(0, len(answers), batch)]
-        return float(torch.cat([self._errors(part) for part in parts]).mean())
+        with self._reading():
+            return float(torch.cat([self._errors(part) for part in parts]).mean())
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Each cross-attention layer reads its own words."""
+        return layerwise(self.base.pipeline.unet, self.words.layers)
 
     def fused(self) -> Fused:
         """The start with the numbers and words as they are now."""
@@ -165,7 +170,7 @@ class _Student:
         return replace(self.start, factors=factors, words=self.words.rows())
 
     def _errors(self, answers: Answers) -> Tensor:
-        """Squared error of each answer, (n,)."""
+        """Squared error of each answer, (n,). Call inside `_reading`."""
         pipeline = self.base.pipeline
         device, dtype = pipeline.device, pipeline.unet.dtype
         noisy, times = answers.noisy.to(device, dtype), answers.timesteps.to(device)
@@ -173,8 +178,7 @@ class _Student:
         which = [prompts.index(prompt) for prompt in answers.prompts]
         with torch.autocast(device.type, self.half, enabled=self.half is not None):
             hidden = self.words.encode(pipeline.text_encoder, prompts)[which]
-            with layerwise(pipeline.unet, self.words.layers):
-                said = pipeline.unet(noisy, times, hidden).sample
+            said = pipeline.unet(noisy, times, hidden).sample
         return (said.float() - answers.said.to(device)).square().mean((1, 2, 3))
 
 

@@ -277,7 +277,7 @@ def initial_words(
     Word 1 is N(0, s^2) with s the base's own spread of embeddings (0.013 in SD 1.x). A class word of
     several tokens starts from their mean.
     """
-    table = embedding.weight.detach().float()
+    table = embedding.weight.detach().cpu().float()  # where random numbers are the same for everybody
     ids = tokenizer(class_word, add_special_tokens=False).input_ids
     if not ids:
         raise InputError(

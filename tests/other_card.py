@@ -19,16 +19,20 @@ class _Card:
     """Which storages count as being on the card. They are kept, so that no address is used twice."""
 
     def __init__(self):
-        self.storages = {}
+        self.storages, self.anywhere = {}, {}
         self.visits = 0
 
-    def put(self, tensor):
+    def put(self, tensor, where=None):
         storage = tensor.untyped_storage()
-        self.storages[storage._cdata] = storage
+        (self.storages if where is None else where)[storage._cdata] = storage
         return tensor
 
     def has(self, tensor):
         return tensor.untyped_storage()._cdata in self.storages
+
+    def may_be_anywhere(self, tensor):
+        """Made by a backward pass, which takes devices from what the CPU says they are."""
+        return tensor.untyped_storage()._cdata in self.anywhere
 
 
 class _Operations(TorchDispatchMode):
@@ -45,14 +49,18 @@ class _Operations(TorchDispatchMode):
         if name in _INDEXING:
             given = [args[0], *args[2:3]]
         here = [x for x in given if self.card.has(x)]
-        there = [x for x in given if not self.card.has(x) and x.ndim]
+        free = [x for x in given if self.card.may_be_anywhere(x)]
+        there = [x for x in given if x.ndim and not self.card.has(x) and not self.card.may_be_anywhere(x)]
         if here and there and not name.startswith(("copy_", "_to_copy")):
             raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
         asked = kwargs.pop("device", None)
         found = func(*args, **kwargs)
-        on_card = bool(here) if asked is None else asked.type == "cuda"
-        if on_card:
+        backward = torch._C._current_graph_task_id() != -1
+        sure = asked is not None and not backward
+        if asked.type == "cuda" if sure else here:
             tree_map(lambda x: self.card.put(x) if isinstance(x, torch.Tensor) else x, found)
+        elif backward and (free or not given):
+            self.card.put(found, self.card.anywhere)
         return found
 
 
