@@ -7,7 +7,7 @@ import re
 from PIL import Image
 
 from concepts.captions import clean
-from concepts.models import load_model
+from spectral_diffusion.models import load_model
 
 EXAMPLE = "Salesforce/blip-image-captioning-base"
 _LONGEST = 40  # new tokens: CLIP reads 75, and the concept and other tags want room

@@ -23,6 +23,7 @@ from concepts.inventory import CHECKPOINT
 from concepts.settings import NEUTRAL, Settings
 from spectral_diffusion.errors import DamagedFile, InputError, SpectralError
 from spectral_diffusion.files import load_tensors, save_tensors
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.ledger import Slice
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
@@ -47,11 +48,20 @@ def training_folder(library: Path, name: str) -> Path:
 
 
 def recipe(
-    settings: Settings, examples: Sequence[Example], fingerprint: str, owned: Slice | None
+    settings: Settings,
+    examples: Sequence[Example],
+    fingerprint: str,
+    owned: Slice | None,
+    judges: Judges | None = None,
 ) -> dict[str, Any]:
-    """What must be the same for a training to go on; JSON-able, flat."""
+    """What must be the same for a training to go on; JSON-able, flat.
+
+    `judges` change nothing that is trained, but a curve that others began would go on in other figures.
+    """
     own = {key: value for key, value in asdict(settings).items() if key not in NEUTRAL}
     own["preview_prompts"] = list(settings.preview_prompts)
+    if judges and not judges.bundled:  # the bundled ones follow from the base and the other settings
+        own["judge"] = judges.names
     return {**own, "photos": digest(examples), "base": fingerprint, "slice": str(owned)}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from concepts.claim import in_training
-from spectral_diffusion.card import FINGERPRINT, place_of, read_card, width_of
+from spectral_diffusion.card import BUNDLED_JUDGES, FINGERPRINT, place_of, read_card, width_of
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.files import atomic_write, read_header
 from spectral_diffusion.ledger import Entry, Ledger, Slice, ledger_files
@@ -40,6 +40,7 @@ class Listed:
     file: Path | None = None
     size: int = 0  # bytes of the file
     identity: float | None = None
+    identity_by: str | None = None  # whose cosine that is
     thumbnail: Path | None = None
     form: str | None = None
     rank: int | None = None  # where a file tells it
@@ -48,6 +49,15 @@ class Listed:
     def place(self) -> str:
         """Where it lives, in words: `columns 0..3`, or `lora of rank 4`."""
         return place_of(self.form or "", self.slice, self.rank or 0)
+
+    @property
+    def likeness(self) -> str:
+        """`0.82`, or `0.82 by clip (0123456789ab)` where other than the bundled encoders measured; or nothing."""
+        if self.identity is None:
+            return ""
+        return f"{self.identity:.2f}" + (
+            "" if self.identity_by == BUNDLED_JUDGES else f" by {self.identity_by}"
+        )
 
 
 @dataclass(frozen=True)
@@ -245,6 +255,7 @@ def _of_file(path: Path, card: Mapping[str, Any], state: str) -> Listed:
         file=path,
         size=card["size"],
         identity=float(identity) if isinstance(identity, int | float) else None,
+        identity_by=printable(str(card["card"].get("identity_by", BUNDLED_JUDGES))),
         thumbnail=thumbnail(path.parent, path.stem, card["preview"]),
         form=card["form"],
         rank=card["rank"],

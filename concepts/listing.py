@@ -30,7 +30,7 @@ def _row(listed: Listed) -> tuple[str, ...]:
         printable(listed.base_name or listed.fingerprint[:12]),
         str(listed.slice or listed.form),
         file_size(listed.size) if listed.file else "-",
-        "-" if listed.identity is None else f"{listed.identity:.2f}",
+        listed.likeness or "-",
         listed.state,
         str(listed.thumbnail or "-"),
     )
@@ -65,6 +65,7 @@ def listed_data(listed: Listed) -> dict[str, Any]:
         "rank": listed.rank if listed.slice is None else listed.slice.rank,
         "size": listed.size,
         "identity": listed.identity,
+        "identity_by": None if listed.identity is None else listed.identity_by,
         "file": None if listed.file is None else str(listed.file),
         "thumbnail": None if listed.thumbnail is None else str(listed.thumbnail),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,19 +15,14 @@ from concepts.settings import Settings
 from concepts.stopping import Point
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
+from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError
-from spectral_diffusion.generate import Request, sample
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.generate import Request, generate, sample
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.words import Words, spoken
 
 LEAST_TO_HOLD_OUT = 5  # photos; with fewer, each one is needed to learn from
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What says how good pictures are: any encoders that fit `spectral_diffusion.metrics`."""
-
-    identity: metrics.IdentityEncoder
-    text: metrics.TextEncoder
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,6 @@ class Drawn:
         path = folder / f"step-{self.step:05d}.png"
         self.sheet().save(path)
         return path
-
-
-def bundled_judges(base: Base) -> Judges | None:
-    """The bundled encoders, which know the drawings of the bundled base only; None for another base."""
-    return Judges(metrics.toy_identity(), metrics.toy_text()) if base.name == "toybox" else None
 
 
 def split(examples: Sequence[Example], settings: Settings) -> tuple[list[Example], list[Example]]:
@@ -105,3 +96,23 @@ class Measure:
             faithful.append(self.judges.text.alignment(images, spoken(prompt, self.classes)))
         identity, text = (float(torch.cat(values).mean()) for values in (alike, faithful))
         return Point(drawn.step, round(identity, 6), round(text, 6))
+
+
+def judged(
+    base: Base, concept: Concept, photos: Sequence[Example], judges: Judges | None, how: Mapping[str, int]
+) -> Concept:
+    """The finished concept with a preview and, if there are judges, its identity in the card, and by whom.
+
+    `photos` it is compared with; `how` it is drawn are options of `Request`.
+    """
+    request = Request(f"a photo of <{concept.name}> on the beach", **how)
+    images = [picture.image for picture in generate(base, request, Fused.of(concept))]
+    blob = io.BytesIO()
+    images[0].save(blob, "JPEG", quality=90)
+    card = dict(concept.card)
+    if judges:
+        reference = metrics.references(judges.identity, [e.image for e in photos], [e.mask for e in photos])
+        card["identity"] = round(float(metrics.identity(judges.identity, images, reference).mean()), 4)
+        card["identity_of_photos"] = round(metrics.ceiling(reference), 4) if len(photos) > 1 else None
+        card["identity_by"] = judges.name
+    return replace(concept, card=card, preview=blob.getvalue())

@@ -10,10 +10,10 @@ from concepts import previews
 from concepts.dataset import Example
 from concepts.lesson import PREDICTIONS
 from concepts.optimise import make_optimiser, make_schedule
-from concepts.previews import Judges
 from concepts.settings import Settings
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.words import Words, check_words, expand, tokens_of
 
 
@@ -37,7 +37,8 @@ def check(base: Base, examples: Sequence[Example], settings: Settings, judges: J
     previews.split(examples, settings)
     if settings.measures and judges is None:
         raise InputError(
-            f"keep_best and patience need encoders that know {base.name}: there are none but for the bundled base."
+            f"keep_best and patience need encoders that know {base.name}, and only those of the bundled base are "
+            "bundled: give a CLIP model with --judge."
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageChops
 
-from concepts.models import load_model
+from spectral_diffusion.models import load_model
 
 EXAMPLE = "CIDAS/clipseg-rd64-refined"
 _SURE = 0.4  # probability from which on CLIPSeg's answer counts as the concept

@@ -64,7 +64,8 @@ _FROM_ZERO = (
 )
 _LARGEST_SEED = 2**32 - 1  # as of pictures in other programs; every step's own seed fits into 64 bits
 # what may differ when a stopped training goes on: none of it changes a number that is trained
-NEUTRAL = frozenset({"start", "save_every", "keep"})  # the slice itself is compared, not the wish for it
+# the slice and the judges themselves are compared, not the wish for the one and the folders of the others
+NEUTRAL = frozenset({"start", "save_every", "keep", "judge", "judge_identity"})
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,10 @@ class Settings:
     # on the way
     previews: int = 3  # how many times pictures are drawn during training
     preview_prompts: tuple[str, ...] = ("a photo of {} on the beach",)  # {} stands for the concept
+    judge: str | None = (
+        None  # a CLIP model that measures previews and the result; None: the bundled, on toybox
+    )
+    judge_identity: str | None = None  # another image model (DINOv2, ViT) for the likeness alone; with judge
     keep_best: bool = False  # take the measured step of the best identity without loss of text alignment
     patience: int = 0  # stop when that many measurements brought nothing better; 0: never
     text_tolerance: float = 0.02  # text alignment that may be lost against the start
@@ -253,6 +258,10 @@ def _contradictions(s: Settings) -> tuple[tuple[bool, str], ...]:
         (
             s.measures and not (s.previews and s.preview_prompts),
             f"{measured} needs previews to measure: set previews, such as 8.",
+        ),
+        (
+            s.judge_identity is not None and s.judge is None,
+            "judge_identity measures likeness alone: set judge to a CLIP model, which measures text alignment.",
         ),
         (
             s.half_base and s.precision not in ("fp16", "bf16"),

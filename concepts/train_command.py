@@ -68,6 +68,14 @@ def train(
     keep_best: Annotated[
         bool | None, typer.Option(help="Keep the step that looks most like the photos and obeys prompts.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A CLIP model that measures how good pictures are [bundled for toybox alone]."),
+    ] = None,
+    judge_identity: Annotated[
+        str | None,
+        typer.Option(help="Another image model, such as a DINOv2, for likeness alone; with --judge."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random [0].")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, field=value; may be repeated.")
@@ -94,6 +102,7 @@ def train(
         "targets": targets,
         "batch": batch, "weight_rate": weight_rate, "word_rate": word_rate, "layerwise": layerwise,
         "prior_weight": prior_weight, "keep_best": keep_best, "seed": seed,
+        "judge": judge, "judge_identity": judge_identity,
     }  # fmt: skip
     with errors_to_exit_code():
         if list_presets:
@@ -268,7 +277,7 @@ def _tell(trained: Trained) -> None:
     if "identity" in card:
         alike = card["identity_of_photos"]
         among = "" if alike is None else f" (the photos among themselves: {alike:.2f})"
-        typer.echo(f"identity {card['identity']:.2f}{among}")
+        typer.echo(f"identity {card['identity']:.2f}{among}, by {card['identity_by']}")
     if "step" in card:
         typer.echo(f"taken after step {card['step']} of {card['settings']['steps']}")
     if trained.previews:

@@ -7,12 +7,11 @@ file is there its checkpoints, log and previews lie in `<library>/<name>-trainin
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,17 @@ from concepts.interrupt import STOP_FILE, Stopped
 from concepts.lesson import Lesson
 from concepts.library import refuse_name_of_another_base
 from concepts.logs import opened, require_tensorboard
-from concepts.previews import Judges, Measure
+from concepts.previews import Measure
 from concepts.prior import Prior, load_prior
 from concepts.readiness import check
 from concepts.session import Session, require_checkpoint
 from concepts.settings import Settings, free_path
 from concepts.world import World, join_world
-from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
 from spectral_diffusion.compute import plain_attention, recomputing
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError
-from spectral_diffusion.fused import Fused
-from spectral_diffusion.generate import Request, generate
+from spectral_diffusion.judges import Judges, bundled_for, load_judges
 from spectral_diffusion.ledger import Entry, Ledger, Slice
 from spectral_diffusion.spectrum import default_cache_dir
 from spectral_diffusion.words import Words, cross_attention_layers, initial_words
@@ -64,13 +61,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Options:
-    """How a training is carried out; nothing here changes what is learned."""
+    """How a training is carried out; nothing here changes what a step learns."""
 
     restart: bool = False  # throw an unfinished training of the name away
     finish: bool = False  # no further step: make the concept of the last checkpoint
     keep_checkpoints: bool = False  # also when the concept is finished
     tensorboard: bool = False
-    judges: Judges | None = None  # None: the bundled ones, on the bundled base
+    judges: Judges | None = None  # a program's own, instead of those that the settings name
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
@@ -118,7 +115,7 @@ class _Training:
     ) -> None:
         self.base, self.settings, self.library = base, settings, library
         self.tell, self.options, self.world = tell, options, options.world
-        self.judges = options.judges or (previews.bundled_judges(base) if settings.measures else None)
+        self.judges = options.judges or _judges(base, settings)
         check(base, examples, settings, self.judges)
         if options.tensorboard:
             require_tensorboard()
@@ -182,7 +179,10 @@ class _Training:
         if concept is None:
             concept = Concept.load(self.path)
         else:
-            concept = _measured(self.base, concept, self.held or self.examples, self.tell)
+            self.tell("measure", 0, 1, None)
+            judges = self.judges or bundled_for(self.base)
+            concept = previews.judged(self.base, concept, self.held or self.examples, judges, MEASURED)
+            self.tell("measure", 1, 1, None)
             concept = self._written(concept)
         ledger.finish(self.settings.name)
         if not self.options.keep_checkpoints:
@@ -238,12 +238,12 @@ class _Training:
         s, words = self.settings, course.lesson.words
         photos = [*self.examples, *self.class_examples]
         measure = None
-        if s.measures and self.world.main:
+        if self.judges and self.world.main:
             measure = Measure(self.judges, self.held or self.taught, s)
         return Session(
             course=course,
             folder=self.folder,
-            made_by=checkpoint.recipe(s, photos, self.base.fingerprint, owned),
+            made_by=checkpoint.recipe(s, photos, self.base.fingerprint, owned, self.judges),
             log=log,
             draw=lambda step: previews.draw(self.base, words, s, step, PREVIEW),
             measure=measure,
@@ -254,6 +254,13 @@ class _Training:
         s, cache = self.settings, default_cache_dir().parent / "priors"
         progress = lambda done, total: self.tell("prior", done, total, None)  # noqa: E731
         return load_prior(self.base, s.class_word, s.prior_pictures, cache, progress)
+
+
+def _judges(base: Base, settings: Settings) -> Judges | None:
+    """Who measures on the way: whoever was asked for, or the bundled ones where the end depends on it."""
+    if settings.judge:
+        return load_judges(settings.judge, settings.judge_identity)
+    return bundled_for(base) if settings.measures else None
 
 
 def _words(base: Base, settings: Settings) -> Words:
@@ -275,20 +282,3 @@ def _card(settings: Settings, examples: Sequence[Example], course: Course) -> di
     if course.step != settings.steps or course.curve:
         card |= {"step": course.step, "curve": [list(point) for point in course.curve]}
     return card
-
-
-def _measured(base: Base, concept: Concept, examples: Sequence[Example], tell: Report) -> Concept:
-    """The concept with its preview and, on the bundled base, its identity in the card."""
-    tell("measure", 0, 1, None)
-    request = Request(f"a photo of <{concept.name}> on the beach", **MEASURED)
-    images = [picture.image for picture in generate(base, request, Fused.of(concept))]
-    blob = io.BytesIO()
-    images[0].save(blob, "JPEG", quality=90)
-    card = dict(concept.card)
-    if base.name == "toybox":
-        encoder = metrics.toy_identity()
-        reference = metrics.references(encoder, [e.image for e in examples], [e.mask for e in examples])
-        card["identity"] = round(float(metrics.identity(encoder, images, reference).mean()), 4)
-        card["identity_of_photos"] = round(metrics.ceiling(reference), 4) if len(examples) > 1 else None
-    tell("measure", 1, 1, None)
-    return replace(concept, card=card, preview=blob.getvalue())

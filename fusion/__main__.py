@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fusion.recipe import Recipe
     from spectral_diffusion.base import Base
     from spectral_diffusion.fused import Fused
+    from spectral_diffusion.judges import Judges
 
 app = typer.Typer(
     help="Combine concepts.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -29,6 +30,8 @@ OUTPUT = typer.Option("--output", "-o", help="The fused file to write.")
 LIBRARY = typer.Option(help="The folder of concepts; may be repeated.")
 BASE = typer.Option(help="'toybox', a diffusers folder, a checkpoint, or a hub id.")
 VERBOSE = typer.Option(help="List every layer, and what the base has besides.")
+JUDGE = typer.Option(help="A CLIP model that measures the pictures [bundled for toybox alone].")
+JUDGE_IDENTITY = typer.Option(help="Another image model, such as a DINOv2, for likeness alone; with --judge.")
 NORM_CONTROL = typer.Option(help="on, off, or a cap such as 1.1; the method's own if left out.")
 _LIBRARY = (Path("library"),)
 
@@ -213,6 +216,8 @@ def report(
     base: Annotated[str, BASE] = "toybox",
     vae: BaseVaeOption = None,
     prediction: PredictionOption = None,
+    judge: Annotated[str | None, JUDGE] = None,
+    judge_identity: Annotated[str | None, JUDGE_IDENTITY] = None,
     seeds: Annotated[int, typer.Option(help="Pictures of each concept in each place.")] = 2,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     weights_only: Annotated[bool, typer.Option(help="Draw nothing.")] = False,
@@ -229,9 +234,10 @@ def report(
         chosen = tuple(range(11, 11 + seeds))
         wish = Wish(parse_photos(photos or []), chosen, steps, originals(fused, library))
         check_place(output)
+        judges = _judges(judge, judge_identity)
         over = None if weights_only else _load(base, vae, prediction)
         with writing(output):
-            page, data = write_report(fused, output, over, wish, typer.echo)
+            page, data = write_report(fused, output, over, wish, typer.echo, judges)
         typer.echo(f"{page}\n{data}")
 
 
@@ -244,6 +250,8 @@ def compare(
     base: Annotated[str, BASE] = "toybox",
     vae: BaseVaeOption = None,
     prediction: PredictionOption = None,
+    judge: Annotated[str | None, JUDGE] = None,
+    judge_identity: Annotated[str | None, JUDGE_IDENTITY] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these; all that fit if left out.")] = None,
     strengths: Annotated[str, typer.Option(help="The grid of strengths.")] = "0.5,0.75,1,1.25",
     seeds: Annotated[int, typer.Option(help="Seeds of each half: choosing, and reporting.")] = 2,
@@ -258,9 +266,10 @@ def compare(
         plan = Plan.of(method, strengths, seeds, steps)
         opened = open_concepts(concepts, library)
         check_place(output / "cells.jsonl")
+        judges = _judges(judge, judge_identity)
         over = _load(base, vae, prediction)
         with writing(output):
-            files = compare_methods(over, opened, parse_photos(photos), plan, output, typer.echo)
+            files = compare_methods(over, opened, parse_photos(photos), plan, output, typer.echo, judges)
         for file in files:
             typer.echo(file)
 
@@ -274,6 +283,19 @@ def _load(base: str, vae: Path | None, prediction: str | None) -> Base:
     from spectral_diffusion.base import load_base
 
     return load_base(base, vae=vae, prediction=prediction)
+
+
+def _judges(judge: str | None, judge_identity: str | None) -> Judges | None:
+    """Those that were asked for; None: the bundled ones, if they know the base."""
+    if judge_identity and not judge:
+        raise InputError(
+            "--judge-identity measures likeness alone: give --judge a CLIP model for text alignment."
+        )
+    if judge is None:
+        return None
+    from spectral_diffusion.judges import load_judges
+
+    return load_judges(judge, judge_identity)
 
 
 def main() -> None:

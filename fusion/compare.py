@@ -17,7 +17,7 @@ from PIL import Image
 from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
 from fusion.fuse import as_part, check_together, fuse
-from fusion.measure import PLACES, Encoders, encoders_for, show
+from fusion.measure import PLACES, show
 from fusion.methods import METHODS, method_of
 from fusion.photos import digest, read_photos
 from fusion.retention import Tell, reference_vectors
@@ -28,6 +28,7 @@ from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.judges import Judges, bundled_for
 
 _KEPT = 2  # pictures of a cell that are kept for the sheet
 
@@ -75,7 +76,7 @@ def compare_methods(
     plan: Plan,
     folder: Path | str,
     tell: Tell = lambda line: None,
-    encoders: Encoders | None = None,
+    encoders: Judges | None = None,
     recording: Recording | None = None,
 ) -> list[Path]:
     """Runs, or goes on with, the comparison in `folder`; returns the CSV, JSON, plot and sheet it wrote.
@@ -85,7 +86,8 @@ def compare_methods(
     """
     check_together(concepts)
     parts = [as_part(concept) for concept in concepts]
-    settled = about(base, parts, photos, plan, recording)
+    encoders = encoders or bundled_for(base)
+    settled = about(base, parts, photos, plan, recording, encoders)
     run = _Run(base, parts, photos, plan, Path(folder), tell, encoders, settled)
     fusions, left_out = _fusions(run, recording)
     for half in HALVES:
@@ -106,6 +108,7 @@ def about(
     photos: Mapping[str, Path],
     plan: Plan,
     recording: Recording | None = None,
+    encoders: Judges | None = None,
 ) -> dict[str, Any]:
     """All that the figures depend on, JSON-able: a comparison goes on only with the same. Methods may join later.
 
@@ -114,7 +117,9 @@ def about(
     members = [as_part(concept).members[0] for concept in concepts]
     if without := sorted({member.name for member in members} - set(photos)):
         raise InputError(f"There are no photos of {', '.join(without)}: give --photos name=folder.")
+    others = {} if encoders is None or encoders.bundled else {"measured_by": encoders.names}
     return {
+        **others,
         "base": base.fingerprint,
         "concepts": {member.name: member.sha256 for member in members},
         "photos": {member.name: digest(photos[member.name]) for member in members},
@@ -165,15 +170,17 @@ class _Run:
         plan: Plan,
         folder: Path,
         tell: Tell,
-        encoders: Encoders | None,
+        encoders: Judges | None,
         settled: Mapping[str, Any],
     ) -> None:
         self.base, self.plan, self.folder, self.tell = base, plan, folder, tell
         self.parts = {part.names[0]: part for part in parts}
         self.classes = {name: part.classes[name] for name, part in self.parts.items()}
-        self.encoders = encoders or encoders_for(base)
-        if self.encoders is None:
-            raise InputError(f"{base.name} has no encoders to compare by; only the bundled base has.")
+        if encoders is None:
+            raise InputError(
+                f"{base.name} has no encoders to compare by, only the bundled base has: give a CLIP model with --judge."
+            )
+        self.encoders = encoders
         read = {name: read_photos(photos[name]) for name in self.parts}
         self.references = reference_vectors(self.encoders, read)
         self.cells = Cells(folder / "cells.jsonl", settled)
@@ -247,6 +254,7 @@ class _Run:
             "left_out": dict(left_out),
             "plan": asdict(self.plan),
             "base": self.base.name,
+            "measured_by": self.encoders.names,
             "concepts": self.classes,
         }
         texts = {

@@ -10,26 +10,14 @@ from PIL import Image
 
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
+from spectral_diffusion.card import BUNDLED_JUDGES
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
-from spectral_diffusion.metrics import IdentityEncoder, TextEncoder
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.words import spoken
 
 # places that the bundled samples were not taught in
 PLACES = ("on the beach", "in space", "in front of a mountain", "at night")
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """What measures pictures."""
-
-    identity: IdentityEncoder
-    text: TextEncoder
-
-
-def encoders_for(base: Base) -> Encoders | None:
-    """The bundled encoders for the bundled base; None for others, whose pictures they were not trained on."""
-    return Encoders(metrics.toy_identity(), metrics.toy_text()) if base.name == "toybox" else None
 
 
 @dataclass(frozen=True)
@@ -53,14 +41,14 @@ def show(
     classes: Mapping[str, str],
     seeds: Sequence[int],
     steps: int = 20,
-    encoders: Encoders | None = None,
+    encoders: Judges | None = None,
     places: Sequence[str] = PLACES,
 ) -> Shown:
     """Draws `subject` ("<rex>", or plain words) in each of `places` with each seed and measures all references.
 
     `references`: concept -> (photos, width) vectors of `metrics.references`; `encoders`: the bundled ones if None.
     """
-    encoders = encoders or Encoders(metrics.toy_identity(), metrics.toy_text())
+    encoders = encoders or Judges(metrics.toy_identity(), metrics.toy_text(), BUNDLED_JUDGES)
     images = draw(base, fused, subject, seeds, steps, places)
     per_place = [images[i : i + len(seeds)] for i in range(0, len(images), len(seeds))]
     said = [spoken(f"a photo of {subject} {place}", classes) for place in places]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fusion.charts import heat_map, spectrum_map
 from fusion.sheets import data_url
+from spectral_diffusion.card import BUNDLED_JUDGES
 from spectral_diffusion.members import Member
 
 _STYLE = """
@@ -99,7 +100,7 @@ def _retention(data: Mapping[str, Any]) -> list[str]:
         return [*found, f"<p>{escape(why)}</p>"]
     found.append(
         f"<p>{data['pictures_per_cell']} pictures a figure, the same places and seeds alone and fused; in brackets "
-        "the interval that holds the figure with 95 % confidence.</p>"
+        f"the interval that holds the figure with 95 % confidence. {_measured_by(data['measured_by'])}</p>"
     )
     names = list(data["concepts"])
     if strangers := [name for name, how in data["alone_is"].items() if how != "as trained"]:
@@ -130,6 +131,13 @@ def _retention(data: Mapping[str, Any]) -> list[str]:
         caption = f"Two in one picture: share that shows both. {escape(data['pairs_left_out'])}"
         found.append(_table(caption, ("pair", "both"), pairs))
     return found
+
+
+def _measured_by(who: str) -> str:
+    bounds = (
+        "" if who == BUNDLED_JUDGES else ", and the bounds of the verdict were found with the bundled ones"
+    )
+    return f"Measured by {escape(who)}: figures of other encoders cannot be compared with these{bounds}."
 
 
 def _concept_row(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fusion import interference
 from fusion.fuse import since_made
-from fusion.measure import PLACES, Encoders, encoders_for
+from fusion.measure import PLACES
 from fusion.page import page
 from fusion.photos import read_photos
 from fusion.retention import (
@@ -32,6 +32,7 @@ from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.judges import Judges, bundled_for
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def write_report(
     base: Base | None,
     wish: Wish,
     tell: Tell = lambda line: None,
-    encoders: Encoders | None = None,
+    encoders: Judges | None = None,
 ) -> tuple[Path, Path]:
     """Writes the page to `path` and the JSON beside it; returns both paths.
 
-    `base` None: nothing is drawn. Without encoders for the base (only the bundled one has any), or without
-    photos, pictures are shown but not measured, and the page says why.
+    `base` None: nothing is drawn. Without encoders (the bundled base has its own), or without photos, pictures are
+    shown but not measured, and the page says why.
     Raises InputError for photos of a stranger or a wrong place, BaseMismatch for another base.
     """
     path = _checked_path(Path(path))
@@ -81,6 +82,7 @@ def write_report(
         drawn = draw_all(base, fused, wish.alone, vectors, encoders, setting, tell)
     found = figures(drawn, fused.classes) if drawn and encoders else None
     data = report_data(fused, base, found, missing, wish)
+    data["measured_by"] = encoders.names if found else None
     data["pairs_left_out"] = pairs_left_out(drawn) if drawn else ""
     with atomic_write(path) as file:
         file.write(page(data, fused.members, _pictures(drawn) if drawn else {}).encode())
@@ -111,9 +113,7 @@ def _is_report(file: Path) -> bool:
     return isinstance(data, dict) and {"base_fingerprint", "members", "interference"} <= data.keys()
 
 
-def _means(
-    fused: Fused, base: Base | None, wish: Wish, encoders: Encoders | None
-) -> tuple[Encoders | None, str]:
+def _means(fused: Fused, base: Base | None, wish: Wish, encoders: Judges | None) -> tuple[Judges | None, str]:
     """The encoders to measure with, or None and why."""
     if base is None:
         return None, "Nothing was drawn: the report was asked for from the weights only."
@@ -122,11 +122,11 @@ def _means(
             f"Nothing was measured: there are no photos of {', '.join(without)} to compare with; "
             "give them with --photos name=folder."
         )
-    encoders = encoders or encoders_for(base)
+    encoders = encoders or bundled_for(base)
     if encoders is None:
         return None, (
-            f"Nothing was measured: {base.name} has no encoders for identity and text; only the bundled base "
-            "toybox brings its own. The pictures and the figures from the weights are below."
+            f"Nothing was measured: {base.name} has no encoders for identity and text, only the bundled base toybox "
+            "brings its own; give a CLIP model with --judge. The pictures and the figures from the weights are below."
         )
     return encoders, ""
 

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from fusion import stats
-from fusion.measure import PLACES, Encoders, Shown, draw, show
+from fusion.measure import PLACES, Shown, draw, show
 from fusion.stats import Estimate
 from spectral_diffusion.base import Base
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.metrics import references
 
 Tell = Callable[[str], None]
@@ -80,7 +81,7 @@ class Figures:
 
 
 def reference_vectors(
-    encoders: Encoders, photos: Mapping[str, tuple[list[Image.Image], list[Image.Image | None]]]
+    encoders: Judges, photos: Mapping[str, tuple[list[Image.Image], list[Image.Image | None]]]
 ) -> dict[str, Tensor]:
     """concept -> (photos, width)."""
     return {name: references(encoders.identity, images, masks) for name, (images, masks) in photos.items()}
@@ -99,7 +100,7 @@ def draw_all(
     fused: Fused,
     alone: Mapping[str, Fused],
     vectors: Mapping[str, Tensor],
-    encoders: Encoders | None,
+    encoders: Judges | None,
     setting: Setting,
     tell: Tell,
 ) -> Drawn:

@@ -227,7 +227,7 @@ def label(listed: Listed) -> str:
     """A card's line."""
     parts = [f"<{listed.name}>", listed.class_word or "", listed.place]
     parts.append(file_size(listed.size) if listed.file else "")
-    parts.append("" if listed.identity is None else f"identity {listed.identity:.2f}")
+    parts.append(f"identity {listed.likeness}" if listed.likeness else "")
     parts.append("" if listed.state == "done" else listed.state)
     return ", ".join(filter(None, parts))
 

@@ -24,6 +24,7 @@ KIND = "concept"
 VERSION = 1
 PARTS = ("unet.", "text_encoder.")
 PREVIEW_BYTES = 512 * 1024
+BUNDLED_JUDGES = "toybox"  # who measured a card's identity, where it does not tell: older ones had no others
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 FACTS = ("name", "class_word", "form", "base_fingerprint", "base_name", "card")

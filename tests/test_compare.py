@@ -16,9 +16,9 @@ from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
 from fusion.compare import Plan, about, compare_methods
 from fusion.fuse import fuse
-from fusion.measure import Encoders
 from fusion.standings import COLUMNS, HALVES, as_csv, best_strength, measures, plot, score, standing
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.judges import Judges
 
 CLASSES = {"rex": "dog", "mia": "dog"}
 ABOUT = {"plan": [1, 2]}
@@ -145,7 +145,7 @@ QUICK = Recording(prompts=("{}",), steps=1, seeds=(0,))
 def go(base, taught, photo_folder, folder, plan=PLAN, said=None):
     photos = {"rex": photo_folder, "mia": photo_folder}
     tell = said.append if said is not None else (lambda line: None)
-    encoders = Encoders(Colours(), Colours())
+    encoders = Judges(Colours(), Colours())
     return compare_methods(base, [taught.rex, taught.mia], photos, plan, folder, tell, encoders, QUICK)
 
 

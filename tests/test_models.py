@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from concepts.__main__ import app
 from concepts.captioner import Captioner
-from concepts.models import load_model
 from concepts.segmenter import Segmenter, named_like
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.models import load_model
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "araffed", "there", "is", "[DEC]", "[ENC]"]
 

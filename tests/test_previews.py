@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from concepts import checkpoint, logs, previews, trainer
 from concepts.checkpoint import training_folder
 from concepts.dataset import Example
-from concepts.previews import Drawn, Judges, Measure
+from concepts.previews import Drawn, Measure
 from concepts.settings import Settings
 from concepts.stopping import Point
 from spectral_diffusion.errors import InputError
+from spectral_diffusion.judges import Judges
 from spectral_diffusion.metrics import to_tensor
 
 TINY = {"steps": 4, "batch": 1, "crops": 1, "rank": 2, "prior_weight": 0, "save_every": 100,

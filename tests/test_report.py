@@ -13,7 +13,6 @@ from test_fuse import Colours
 
 from fusion.charts import heat_map, spectrum_map
 from fusion.fuse import fuse
-from fusion.measure import Encoders
 from fusion.photos import read_photos
 from fusion.report import Wish, write_report
 from fusion.retention import alone_in
@@ -21,8 +20,9 @@ from fusion.run import originals
 from fusion.sheets import sheet
 from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.fused import Fused
+from spectral_diffusion.judges import Judges
 
-ENCODERS = Encoders(Colours(), Colours())
+ENCODERS = Judges(Colours(), Colours())
 
 
 class Page(HTMLParser):
