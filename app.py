@@ -12,6 +12,13 @@ from typing import Annotated
 import typer
 
 from spectral_diffusion.errors import InputError, errors_to_exit_code
+from spectral_diffusion.options import (
+    AttentionOption,
+    BaseVaeOption,
+    DeviceOption,
+    OffloadOption,
+    PredictionOption,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,7 +38,11 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for pictures.")] = Path("out"),
     base: Annotated[str, typer.Option(help="'toybox' or a Stable Diffusion 1.x model.")] = "toybox",
     bases: Annotated[Path | None, typer.Option(help="A folder of bases to choose from on the page.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …; auto takes a CUDA card.")] = "auto",
+    device: DeviceOption = "auto",
+    vae: BaseVaeOption = None,
+    prediction: PredictionOption = None,
+    offload: OffloadOption = "none",
+    attention: AttentionOption = "auto",
 ) -> None:
     """Teach, fuse and paint in the browser."""
     with errors_to_exit_code():
@@ -40,13 +51,14 @@ def main(
         from spectral_diffusion.base import find_base
 
         find_base(base)
+        _check_how(vae, prediction, device, offload, attention)
         prepare()
 
         from pages.jobs import Jobs
         from pages.site import build, launched
         from pages.studio import Studio
 
-        studio = Studio(library, output, base, bases, device)
+        studio = Studio(library, output, base, bases, device, vae, prediction, offload, attention)
         Jobs(studio.library).wake()  # what waited when the server was last stopped
         page = build(studio)
         try:
@@ -89,6 +101,20 @@ def _check(host: str, user: tuple[str, str] | None, library: Path, output: Path)
     for option, folder in (("--library", library), ("--output", output)):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{option} {folder} is a file: give a folder.")
+
+
+def _check_how(vae: Path | None, prediction: str | None, *computing: str) -> None:
+    """What would be told when the page is there and the base is loaded: now it is one sentence in the terminal."""
+    from spectral_diffusion.model_file import check_prediction
+    from spectral_diffusion.single_file import vae_layout
+
+    check_prediction(prediction)
+    if vae is not None:
+        vae_layout(vae)
+    if computing != ("auto", "none", "auto"):  # else torch need not be imported for it: that takes seconds
+        from spectral_diffusion import hardware
+
+        hardware.check(*computing)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,24 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Given:
+    """A base as command lines take it: its name, and how it is loaded where it does not tell itself."""
+
+    base: str
+    vae: str | None = None
+    prediction: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The options that name it."""
+        return [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
+
+
 def train_command(job: Job, photos: Path, library: Path) -> list[str]:
     """`-m concepts train …` for a job; `--option=value`, so that no value is taken for an option."""
     command = ["-m", "concepts", "train", str(photos), f"--name={job.name}", f"--class={job.class_word}"]
-    command += [f"--base={job.base}", f"--library={library}"]
+    command += [*Given(job.base, job.vae, job.prediction).words, f"--library={library}"]
     if job.preset:
         command.append(f"--preset={job.preset}")
     command += [f"--set={name}={_toml(value)}" for name, value in job.options.items()]
@@ -36,11 +51,11 @@ def shown(*arguments: object) -> str:
     return shlex.join(["python", *map(str, arguments)])
 
 
-def generate_command(file: Path | None, base: str, request: Request, output: Path) -> str:
+def generate_command(file: Path | None, base: Given, request: Request, output: Path) -> str:
     """`spectral-diffusion generate …` for a request."""
     if file is None:
         return "# generate on the command line needs a concept or fused file: choose one"
-    words = ["spectral-diffusion", "generate", str(file), request.prompt, f"--base={base}"]
+    words = ["spectral-diffusion", "generate", str(file), request.prompt, *base.words]
     if request.size:
         words.append(f"--size={request.size[0]}x{request.size[1]}")
     for option, default in _DEFAULTS.items():
@@ -55,12 +70,10 @@ def generate_command(file: Path | None, base: str, request: Request, output: Pat
     return shlex.join([*words, f"--output={output}"])
 
 
-def batch_command(jobs: Path, file: Path | None, base: str, output: Path) -> str:
+def batch_command(jobs: Path, file: Path | None, base: Given, output: Path) -> str:
     """`spectral-diffusion batch …`."""
     given = [f"--fused={file}"] if file else []
-    return shlex.join(
-        ["spectral-diffusion", "batch", str(jobs), *given, f"--base={base}", f"--output={output}"]
-    )
+    return shlex.join(["spectral-diffusion", "batch", str(jobs), *given, *base.words, f"--output={output}"])
 
 
 def fuse_command(
@@ -69,18 +82,18 @@ def fuse_command(
     method: str,
     library: Path,
     output: Path,
-    base: str,
+    base: Given,
     norm: str = "",
 ) -> str:
     """`python -m fusion fuse …`; `norm`: on, off, or nothing."""
     given = [f"--norm-control={norm}"] if norm else []
     given += [f"--strength={name}={strengths[name]:g}" for name in names if strengths.get(name, 1.0) != 1]
-    places = [f"--library={library}", f"--base={base}", f"--output={output}"]
+    places = [f"--library={library}", *base.words, f"--output={output}"]
     return shown("-m", "fusion", "fuse", *names, f"--method={method}", *given, *places)
 
 
 def report_command(
-    file: Path, page: Path, photos: Mapping[str, Path], library: Path, base: str, seeds: int, steps: int
+    file: Path, page: Path, photos: Mapping[str, Path], library: Path, base: Given, seeds: int, steps: int
 ) -> str:
     """`python -m fusion report …`."""
     given = [f"--photos={name}={folder}" for name, folder in photos.items()]
@@ -88,23 +101,23 @@ def report_command(
         f"--seeds={seeds}",
         f"--steps={steps}",
         f"--library={library}",
-        f"--base={base}",
+        *base.words,
         f"--output={page}",
     ]
     return shown("-m", "fusion", "report", file, *given, *how)
 
 
-def bake_command(file: Path, folder: Path, base: str) -> str:
+def bake_command(file: Path, folder: Path, base: Given) -> str:
     """`python -m fusion bake …`."""
-    return shown("-m", "fusion", "bake", file, f"--base={base}", f"--output={folder}")
+    return shown("-m", "fusion", "bake", file, *base.words, f"--output={folder}")
 
 
 def compare_command(
-    names: Sequence[str], photos: Mapping[str, Path], folder: Path, library: Path, base: str
+    names: Sequence[str], photos: Mapping[str, Path], folder: Path, library: Path, base: Given
 ) -> str:
     """`python -m fusion compare …`."""
     given = [f"--photos={name}={path}" for name, path in photos.items()]
-    places = [f"--library={library}", f"--base={base}", f"--output={folder}"]
+    places = [f"--library={library}", *base.words, f"--output={folder}"]
     return shown("-m", "fusion", "compare", *names, *given, *places)
 
 

@@ -120,7 +120,8 @@ class Comparison:
                 others_first()
                 tell(line)
 
-            files += compare_methods(base, opened, self._photos(known), plan, folder, next_part)
+            with self.studio.whole():
+                files += compare_methods(base, opened, self._photos(known), plan, folder, next_part)
 
     def _photos(self, names: Sequence[str]) -> dict[str, Path]:
         """Photos of the concepts that were taught on this page."""

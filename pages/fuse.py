@@ -147,7 +147,7 @@ class Fuse:
             def progress(what: str, done: int, total: int) -> None:
                 tell(f"{what}: {done} of {total}")
 
-            with self.studio.turns.taken():
+            with self.studio.turns.taken(), self.studio.whole():
                 made.append(run(recipe, [self.studio.library], self.studio.base, progress))
 
         for lines in telling(work, threading.Event()):
@@ -191,7 +191,7 @@ class Fuse:
 
         choice = choices.fused(self.studio, id_)
         folder, fused, base = self._baked(choice), Fused.load(choice.path), self.studio.base()
-        with self.studio.turns.taken():
+        with self.studio.turns.taken(), self.studio.whole():
             save_folder(base, fused, folder)
         words = ", ".join(f"<{name}-1> <{name}-2> for <{name}>" for name in fused.names)
         return status(f"baked/{folder.name} in the library is a diffusers folder: write {words}.")

@@ -45,6 +45,8 @@ class Job:
     name: str = ""
     class_word: str = ""
     base: str = "toybox"
+    vae: str | None = None  # of the base, and what it predicts, as `--vae` and `--prediction`
+    prediction: str | None = None
     preset: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # fields of Settings
     state: str = "draft"

@@ -235,7 +235,7 @@ class Teach:
         settings = outcome.settings()
         job = self.jobs.get(id_) if id_ else Job("")
         facts = {"name": settings.name, "class_word": settings.class_word, "preset": preset or None}
-        return replace(job, base=self.studio.given, options=options, restart=anew, **facts)
+        return replace(job, **vars(self.studio.given), options=options, restart=anew, **facts)
 
 
 def _given(steps: int | None, rank: int | None) -> dict[str, Any]:

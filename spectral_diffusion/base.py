@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from spectral_diffusion import hardware
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.folder import check_folder, load_folder
-from spectral_diffusion.model_file import Prediction, base_layout
+from spectral_diffusion.model_file import Prediction, base_layout, check_prediction
 from spectral_diffusion.quiet import quiet
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def load_base(
     """
     import torch
 
-    if prediction not in (None, *get_args(Prediction)):
-        raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
+    check_prediction(prediction)
     hardware.check(device, offload, attention)
     place, dtype = find_base(base), dtype or torch.float32
     if place.is_file():

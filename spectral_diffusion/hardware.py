@@ -10,6 +10,8 @@ two matrix products around a softmax, `sliced` the same for one head at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from spectral_diffusion.errors import InputError
@@ -67,6 +69,21 @@ def place(
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.to(device)
+
+
+@contextmanager
+def whole(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+    """While active, nothing waits on the CPU: for who computes with the models otherwise than by drawing."""
+    if not getattr(pipeline, "_all_hooks", None):
+        yield
+        return
+    device = works_on(pipeline)
+    pipeline.remove_all_hooks()
+    pipeline.to(device)
+    try:
+        yield
+    finally:
+        pipeline.enable_model_cpu_offload(device=device)
 
 
 def attention_of(pipeline: StableDiffusionPipeline) -> str:

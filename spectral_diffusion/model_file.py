@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.files import HEADER_KEY, Shape
@@ -256,6 +256,12 @@ def base_layout(path: Path | str) -> Layout:
     if not kind.is_base:
         raise InputError(f"{path} is {kind.what}, not a base: {kind.instead}.")
     return layout
+
+
+def check_prediction(prediction: str | None) -> None:
+    """Raises InputError unless it is one of `Prediction`, or None."""
+    if prediction not in (None, *get_args(Prediction)):
+        raise InputError(f"--prediction {prediction!r} is none of {', '.join(get_args(Prediction))}.")
 
 
 _SAID = {  # what metadata say -> prediction

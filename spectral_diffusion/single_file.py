@@ -107,7 +107,7 @@ def load_vae(path: Path | str, dtype: torch.dtype, config: Mapping[str, Any] | N
 
     with init_empty_weights():
         vae = AutoencoderKL.from_config(dict(config or sd15_configs()["vae"]))
-    _fill(vae, _source("vae", vae, _vae_layout(Path(path)), None), dtype)
+    _fill(vae, _source("vae", vae, vae_layout(Path(path)), None), dtype)
     return vae.requires_grad_(False).eval()
 
 
@@ -151,7 +151,7 @@ def _empty_models(path: Path, configs: Mapping[str, dict[str, Any]]) -> dict[str
 def _source(part: str, model: nn.Module, layout: Layout, vae: Path | None) -> Source:
     """Finds and checks every tensor of a part by the headers alone."""
     own_vae = part == "vae" and vae is not None
-    file = _vae_layout(vae) if own_vae else layout
+    file = vae_layout(vae) if own_vae else layout
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     originals = original_names(part, shapes)
     names, missing = {}, []
@@ -174,7 +174,8 @@ def _source(part: str, model: nn.Module, layout: Layout, vae: Path | None) -> So
     return Source(file, names)
 
 
-def _vae_layout(path: Path) -> Layout:
+def vae_layout(path: Path) -> Layout:
+    """The header of a file that has a VAE. Raises InputError for another, DamagedFile for one that is cut off."""
     layout = read_layout(path)
     if (kind := classify(layout)).name not in ("vae", "sd1", "inpainting", "pix2pix"):
         raise InputError(f"{path} is {kind.what}, not a VAE: give a VAE of Stable Diffusion 1.x with --vae.")

@@ -1,12 +1,17 @@
 """Every command that loads a base takes --vae for a file without one, and --prediction for one that does not tell."""
 
+import shutil
+
 import pytest
+import torch
 from command_line import run, told
 from conftest import random_concept
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_lora_member import write_lora
+from typer.testing import CliRunner
 
+import app
 from fusion.fuse import fuse
 from spectral_diffusion.merged import save_checkpoint
 
@@ -79,3 +84,78 @@ def test_a_prediction_that_is_none_is_told(commands, base_folder, name):
         run(*commands[name], "--base", base_folder, "--prediction", "x0"),
         "'x0' is none of epsilon, v_prediction",
     )
+
+
+@pytest.fixture
+def bases(bare, base_folder, tmp_path):
+    """Bases to choose from: two files without a VAE, of which `told` says what it predicts, and a folder."""
+    (folder := tmp_path / "bases").mkdir()
+    shutil.copy(bare / "bare.safetensors", folder / "told.safetensors")
+    with safe_open(folder / "told.safetensors", "pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if k != "modelspec.prediction_type"}
+    save_file(load_file(folder / "told.safetensors"), folder / "silent.safetensors", metadata)
+    shutil.copytree(base_folder, folder / "whole")
+    return folder
+
+
+def test_the_page_loads_every_base_so_where_it_makes_sense(bare, bases, base, tmp_path):
+    from pages.studio import Studio
+
+    vae = bare / "vae.safetensors"
+    home = (tmp_path / "library", tmp_path / "out")
+    studio = Studio(*home, str(bare / "bare.safetensors"), bases, "cpu", vae, "v_prediction", "none", "plain")
+    studio.start()
+    both = [f"--vae={vae}", "--prediction=v_prediction"]
+    wanted = {
+        "bare.safetensors": ("v_prediction", both),
+        "silent.safetensors": ("v_prediction", both),
+        "told.safetensors": ("epsilon", both[:1]),
+        "whole": ("epsilon", []),
+    }
+    for name, (prediction, words) in wanted.items():
+        studio.use(name)
+        pipeline = studio.base().pipeline
+        assert pipeline.scheduler.config.prediction_type == prediction, name
+        given = torch.allclose(
+            pipeline.vae.decoder.conv_in.weight, base.pipeline.vae.decoder.conv_in.weight, atol=1e-3
+        )
+        assert given, name
+        assert studio.given.words[1:] == words, name
+        assert type(pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor).__name__ == (
+            "AttnProcessor"
+        )
+    assert studio.given_of("toybox").words == ["--base=toybox"]
+
+
+def test_trainings_of_the_page_get_them_too(bare, tmp_path, photo_folder):
+    from dataclasses import replace
+
+    from pages.commands import train_command
+    from pages.jobs import Jobs
+    from pages.studio import Studio
+
+    vae = bare / "vae.safetensors"
+    studio = Studio(
+        tmp_path / "l", tmp_path / "o", str(bare / "bare.safetensors"), None, "cpu", vae, "v_prediction"
+    )
+    jobs = Jobs(studio.library)
+    job = replace(jobs.draft(), name="bob", class_word="owl", **vars(studio.given))
+    again = jobs.get(jobs.enqueue(job).id)  # as it is read from its file
+    options = {"steps": 1, "rank": 2, "prior_weight": 0, "previews": 0}
+    _, package, *command = train_command(replace(again, options=options), photo_folder, jobs.library)
+    result = run(package, *command)
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (("--prediction", "x0"), "'x0' is none of epsilon, v_prediction"),
+        (("--vae", "nowhere.safetensors"), "There is no file nowhere.safetensors"),
+        (("--offload", "model", "--device", "cpu"), "--offload model needs a GPU"),
+        (("--attention", "flash"), "'flash' is none of auto, sliced, plain"),
+    ],
+)
+def test_the_page_is_not_started_with_what_cannot_be(how, said, tmp_path):
+    places = ("--library", tmp_path / "library", "--output", tmp_path / "out")
+    told(CliRunner().invoke(app.app, [str(part) for part in (*how, *places)]), said)

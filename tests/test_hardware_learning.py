@@ -7,6 +7,7 @@ from other_card import other_card
 from fusion.recipe import Ingredient, Recipe
 from fusion.run import run
 from spectral_diffusion.base import load_base
+from spectral_diffusion.hardware import whole
 
 DUO = Ingredient("rex"), Ingredient("mia")  # mia has a word for each layer
 
@@ -39,8 +40,11 @@ def test_a_card_fuses_what_the_cpu_fuses(base, pristine, base_folder, taught, me
     recipe = Recipe(DUO, method, options=options)
     wanted = run(recipe, [taught.library], lambda: base, lambda *_: None)
     with other_card():
-        other = load_base(str(base_folder), device="cuda:0")
-        found = run(recipe, [taught.library], lambda: other, lambda *_: None)
+        other = load_base(str(base_folder), device="cuda:0", offload="model")
+        with whole(other.pipeline):
+            assert other.pipeline.unet.device.type == "cuda"
+            found = run(recipe, [taught.library], lambda: other, lambda *_: None)
+        assert {part.device.type for part in (other.pipeline.unet, other.pipeline.text_encoder)} == {"cpu"}
     assert alike(found.words, wanted.words)
     layers = wanted.layers()
     assert alike({k: found.delta(k) for k in layers}, {k: wanted.delta(k) for k in layers})

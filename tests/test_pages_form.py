@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pages.commands import fuse_command, generate_command, report_command
+from pages.commands import Given, fuse_command, generate_command, report_command
 from pages.form import MOST_COUNT, MOST_SIDE, Form, form_of, request_of
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.generate import save
@@ -86,7 +86,7 @@ def test_a_region_cannot_name_a_file(place, tmp_path, monkeypatch):
 
 def test_the_command_line_says_what_the_form_says():
     form = FIXED._replace(width=64, height=128, steps=7, regions="left: a <mia>", upscale=2.0)
-    line = generate_command(Path("duo.safetensors"), "toybox", request_of(form, {"rex": 0.5}), Path("out"))
+    line = generate_command(Path("duo.safetensors"), Given("toybox"), request_of(form, {"rex": 0.5}), Path("out"))
     words = shlex.split(line)
     assert words[:4] == ["spectral-diffusion", "generate", "duo.safetensors", "a <rex>"]
     assert {"--size=64x128", "--steps=7", "--seed=5", "--strength=rex=0.5", "--upscale=2.0"} < set(words)
@@ -94,12 +94,12 @@ def test_the_command_line_says_what_the_form_says():
 
 
 def test_the_command_line_of_a_fusion_names_only_what_differs():
-    line = fuse_command(["rex", "mia"], {"rex": 1.0, "mia": 0.5}, "mean", Path("l"), Path("o"), "toybox")
+    line = fuse_command(["rex", "mia"], {"rex": 1.0, "mia": 0.5}, "mean", Path("l"), Path("o"), Given("toybox"))
     assert shlex.split(line)[2:7] == ["fusion", "fuse", "rex", "mia", "--method=mean"]
     assert "--strength=mia=0.5" in line and "--strength=rex" not in line
 
 
 def test_the_command_line_of_a_report_finds_the_concepts_as_they_were_trained():
     photos = {"rex": Path("p")}
-    line = report_command(Path("f/duo.safetensors"), Path("f/r.html"), photos, Path("l"), "toybox", 1, 20)
+    line = report_command(Path("f/duo.safetensors"), Path("f/r.html"), photos, Path("l"), Given("toybox"), 1, 20)
     assert "--library=l" in line and "--photos=rex=p" in line and "--seeds=1 --steps=20" in line

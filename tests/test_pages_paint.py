@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from test_pages_form import FIXED, drawn
 
 from pages import paint
-from pages.commands import generate_command
+from pages.commands import Given, generate_command
 from pages.form import form_of, request_of
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.regions import parse_region
@@ -94,7 +94,7 @@ def test_the_command_line_names_a_file_with_the_mask(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     value = as_value(painted(green=(0, 0, 99, 255)))
     request = request_of(FIXED._replace(regions="green: a <rex>", painted=value), {})
-    words = shlex.split(generate_command(Path("duo.safetensors"), "toybox", request, tmp_path))
+    words = shlex.split(generate_command(Path("duo.safetensors"), Given("toybox"), request, tmp_path))
     (region,) = [word.removeprefix("--region=") for word in words if word.startswith("--region=")]
     parsed = parse_region(region, request.regions[0].feather)
     assert (
