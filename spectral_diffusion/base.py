@@ -100,6 +100,11 @@ class Base:
         """64 hex digits; equal for the same weights in fp32 and fp16."""
         return fingerprint({key: layer.weight for key, layer in self.layers.items()})
 
+    @property
+    def file(self) -> Path | None:
+        """The one file that it was loaded from, if it was."""
+        return self.source if self.source and self.source.is_file() else None
+
     @cached_property
     def width(self) -> int:
         """Columns of the spectrum that every adapted layer has."""

@@ -38,7 +38,6 @@ from spectral_diffusion.tables import BadRow, read_rows
 Progress = Callable[[int, int, int], None]  # done, failed, of how many
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NAMES = ("base", "model_hash")  # of the base, whose fingerprint tells a picture's id
 _CONTACTS = 400  # pictures on the contact sheet, at most
 
 
@@ -163,7 +162,8 @@ def _id(request: Request, shot: Any, facts: Mapping[str, Any], kind: str) -> str
     # contents, not paths: the same batch may be started from another folder
     files = {name: _hash_of(getattr(request, name)) for name in ("image", "vae", "guide", "guide_image")}
     settings = _settings(request) | {"batch": None, "strengths": None, "loras": None} | files
-    parts = [settings, asdict(shot), {key: facts[key] for key in facts if key not in _NAMES}, kind]
+    # the base is known by its fingerprint, whatever its name
+    parts = [settings, asdict(shot), {key: facts[key] for key in facts if key != "base"}, kind]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

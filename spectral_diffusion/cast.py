@@ -10,7 +10,6 @@ from spectral_diffusion import hardware, loras
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
-from spectral_diffusion.plain import sha256_of
 from spectral_diffusion.request import Request, Shot
 from spectral_diffusion.words import expand
 
@@ -20,13 +19,12 @@ _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
 def made_with(base: Base, fused: Fused | None, request: Request) -> dict[str, Any]:
     """Base, concepts at the request's strengths, and LoRAs, as a picture's metadata tell them.
 
-    `portable`: the concepts were made over another base. `model_hash`: A1111's (AutoV2) of a base that is one file.
+    `portable`: the concepts were made over another base.
     """
     members = dressed(fused, request).members if fused is not None else ()
     return {
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        **({"model_hash": sha256_of(base.source)[:10]} if base.source and base.source.is_file() else {}),
         **hardware.told(base.pipeline),
         "prediction": base.pipeline.scheduler.config.get("prediction_type", "epsilon"),
         "portable": fused is not None and fused.portable,

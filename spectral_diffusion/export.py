@@ -135,12 +135,12 @@ def _lora(fused: Fused, form: str, output: Path, options: Options) -> list[Path]
 def _base_hashes(fused: Fused, options: Options) -> dict[str, str]:
     """kohya's entries for the hashes of the base's file, by which A1111 and Civitai know it."""
     base = options.base
-    if base is None or base.source is None or not base.source.is_file():
+    if base is None or base.file is None:
         return {}
     fused.check_base(base)
     if fused.portable:  # it may be another than the one the concepts were made over
         return {}
-    return {"ss_sd_model_hash": autov1(base.source), "ss_new_sd_model_hash": sha256_of(base.source)}
+    return {"ss_sd_model_hash": autov1(base.file), "ss_new_sd_model_hash": sha256_of(base.file)}
 
 
 def _peft(fused: Fused, form: str, output: Path, options: Options) -> list[Path]:

@@ -44,7 +44,7 @@ def generate(
         facts = made_with(base, fused, request)
         for shots, images in _drawn(stage, request, progress):
             pictures += [
-                Picture(image, shots[i].seed, request, facts, tuple(shots), i)
+                Picture(image, shots[i].seed, request, facts, tuple(shots), i, base.file)
                 for i, image in enumerate(images)
             ]
     return pictures
@@ -90,7 +90,7 @@ def draw_again(base: Base, recalled: Recalled, fused: Fused | None = None) -> Pi
     with staged(base, fused, recalled.request) as stage:
         images = stage.draw(recalled.request, recalled.shots)
     image = images[recalled.place]
-    return Picture(image, recalled.seed, recalled.request, facts, recalled.shots, recalled.place)
+    return Picture(image, recalled.seed, recalled.request, facts, recalled.shots, recalled.place, base.file)
 
 
 def _drawn(

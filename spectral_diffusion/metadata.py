@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from spectral_diffusion.errors import DamagedFile, InputError
+from spectral_diffusion.plain import sha256_of
 from spectral_diffusion.request import Picture, Request, Shot
 
 KEYWORD = "spectral-diffusion"  # of our own metadata
@@ -54,7 +55,7 @@ def parameters(picture: Picture) -> str:
         "CFG scale": request.guidance,
         "Seed": picture.seed,
         "Size": "x".join(map(str, _first_size(picture))),
-        **({"Model hash": found} if (found := picture.made_with.get("model_hash")) else {}),
+        **({"Model hash": found} if (found := _model_hash(picture)) else {}),
         "Model": picture.made_with["base"],
     }
     if request.clip_skip > 1:
@@ -105,7 +106,13 @@ def account(picture: Picture) -> dict[str, Any]:
         "shots": [asdict(shot) for shot in shots],
         "place": picture.place,
         **picture.made_with,
+        **({"model_hash": found} if (found := _model_hash(picture)) else {}),
     }
+
+
+def _model_hash(picture: Picture) -> str | None:
+    """A1111's (AutoV2) of a base that is one file: only now, since the first time it may take seconds."""
+    return sha256_of(picture.file)[:10] if picture.file and picture.file.is_file() else None
 
 
 def encoded(picture: Picture, kind: str = "png", metadata: bool = True) -> bytes:

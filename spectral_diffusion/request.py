@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -129,7 +130,7 @@ class Picture:
     """One drawn picture and everything that is needed to draw it again.
 
     `shots` are the pictures that were drawn at the same time, of which this is the one at `place`: the same
-    shots together give the same bits.
+    shots together give the same bits. `file` is of a base that is one: its hash goes into the metadata.
     """
 
     image: Image.Image
@@ -138,6 +139,7 @@ class Picture:
     made_with: Mapping[str, Any]  # base, base_fingerprint, concepts
     shots: tuple[Shot, ...] = ()
     place: int = 0
+    file: Path | None = None
 
     @property
     def shot(self) -> Shot:

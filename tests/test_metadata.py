@@ -177,13 +177,24 @@ def test_what_is_no_picture_of_ours_is_told(tmp_path):
         recall(tmp_path / "y.png")
 
 
-def test_a_base_that_is_one_file_is_told_by_the_hash_that_a1111_knows(base, pristine, tmp_path):
+def test_a_base_that_is_one_file_is_told_by_the_hash_that_a1111_knows(base, pristine, tmp_path, monkeypatch):
+    from spectral_diffusion import plain
     from spectral_diffusion.base import Base
-    from spectral_diffusion.generate import generate
+    from spectral_diffusion.engines import Item
+    from spectral_diffusion.engines.local import Worker
+    from spectral_diffusion.generate import generate, save
     from spectral_diffusion.plain import autov2
 
     (file := tmp_path / "chill.safetensors").write_bytes(b"weights")
-    (picture,) = generate(Base("chill", base.pipeline, file), Request("a dog", steps=1))
+    with monkeypatch.context() as patch:  # 4 GB take seconds: read when it is written down, and not before
+        patch.setattr(plain, "_sha256", lambda path, start: pytest.fail("read"))
+        (picture,) = generate(Base("chill", base.pipeline, file), Request("a dog", steps=1))
+        assert encoded(picture, metadata=False)
+        with Worker(Base("chill", base.pipeline, file), metadata=False) as worker:
+            (outcome,) = worker.work((Item("1", 1, picture.request, picture.shot),))
+        assert outcome.content == encoded(picture, metadata=False)
     assert f"Model hash: {autov2(file)}, Model: chill" in parameters(picture)
+    save(picture, tmp_path)
+    assert recall(tmp_path / "00001-0.png").made_with["model_hash"] == autov2(file)
     (picture,) = generate(base, Request("a dog", steps=1))
     assert "Model hash" not in parameters(picture)

@@ -53,7 +53,7 @@ class Worker:
         outcomes = []
         for i, (item, image) in enumerate(zip(task, images, strict=True)):
             facts = made_with(self.base, self.fused, item.request)
-            picture = Picture(image, item.shot.seed, item.request, facts, shots, i)
+            picture = Picture(image, item.shot.seed, item.request, facts, shots, i, self.base.file)
             outcomes.append(Outcome(item.id, encoded(picture, self.kind, self.metadata)))
         return outcomes
 
