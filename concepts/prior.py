@@ -105,7 +105,7 @@ def _key(base: Base, class_word: str, count: int) -> str:
     for part in ("unet", "text_encoder"):
         tensors |= {f"{part}.{key}": value for key, value in getattr(pipeline, part).state_dict().items()}
     some = {key: value.flatten()[:: -(-value.numel() // _SOME)] for key, value in tensors.items()}
-    facts = [base.fingerprint, fingerprint(some), str(pipeline.unet.dtype), class_word, count, 2]
+    facts = [base.known_by, fingerprint(some), str(pipeline.unet.dtype), class_word, count, 2]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -243,7 +243,7 @@ class _Training:
         return Session(
             course=course,
             folder=self.folder,
-            made_by=checkpoint.recipe(s, photos, self.base.fingerprint, owned, self.judges),
+            made_by=checkpoint.recipe(s, photos, self.base.known_by, owned, self.judges),
             log=log,
             draw=lambda step: previews.draw(self.base, words, s, step, PREVIEW),
             measure=measure,
@@ -276,6 +276,7 @@ def _words(base: Base, settings: Settings) -> Words:
 def _card(settings: Settings, examples: Sequence[Example], course: Course) -> dict[str, Any]:
     """What the file tells of its making, as JSON will give it back."""
     card: dict[str, Any] = {
+        "prediction": course.lesson.kind,
         "settings": json.loads(json.dumps(asdict(settings))),
         "captions": [example.caption for example in examples],
     }

@@ -214,7 +214,7 @@ def gather(
 
     def recorded(name: str, fused: Fused | None, subjects: Sequence[str]) -> dict[str, Tensor]:
         path = folder / f"{name}-{base.fingerprint[:12]}-{how.key}{more}.safetensors"
-        header = {"base_fingerprint": base.fingerprint, "recording": how.key}
+        header = {"base_fingerprint": base.known_by, "recording": how.key}
         return once(path, "moments", header, layers, lambda: record(base, fused, subjects, how, layers))
 
     own = {}

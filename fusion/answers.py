@@ -143,7 +143,7 @@ def gather_answers(
         said = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12]
         path = folder / f"{name}-{base.fingerprint[:12]}-{said}.safetensors"
         header = {
-            "base_fingerprint": base.fingerprint,
+            "base_fingerprint": base.known_by,
             "prompts": prompts,
             "steps": STEPS,
             "guidance": GUIDANCE,

@@ -120,7 +120,7 @@ def about(
     others = {} if encoders is None or encoders.bundled else {"measured_by": encoders.names}
     return {
         **others,
-        "base": base.fingerprint,
+        "base": base.known_by,
         "concepts": {member.name: member.sha256 for member in members},
         "photos": {member.name: digest(photos[member.name]) for member in members},
         "plan": {key: value for key, value in asdict(plan).items() if key != "methods"},

@@ -16,9 +16,11 @@ from spectral_diffusion.base import Base
 from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, InputError, SliceTaken
-from spectral_diffusion.fused import Fused, check_sizes
+from spectral_diffusion.fused import Fused
+from spectral_diffusion.fused_file import check_sizes
 from spectral_diffusion.members import overlapping
 from spectral_diffusion.norms import DEFAULT_CAP
+from spectral_diffusion.portable import check_one_prediction
 from spectral_diffusion.slices import check_name, free_run
 
 _MANY = 8  # concepts at which the filters were measured to keep more than the sum (docs/fusion.md)
@@ -153,6 +155,7 @@ def check_together(concepts: Sequence[Concept | Fused], overlap: bool = False) -
                 f"{one.names[0]} was trained on {one.base_name} ({one.base_fingerprint[:12]}) and {two.names[0]} on "
                 f"{two.base_name} ({two.base_fingerprint[:12]}): only concepts of one base can be fused."
             )
+        check_one_prediction(one, two)
         mine, theirs = one.members[0].slice, two.members[0].slice
         if not overlap and mine and theirs and mine.overlaps(theirs):
             raise SliceTaken(

@@ -59,6 +59,7 @@ def joined(parts: Sequence[Fused]) -> Fused:
     """One fused file of all parts, their factors as they are."""
     return replace(
         parts[0],
+        prediction=next((part.prediction for part in parts if part.prediction), None),
         members=tuple(part.members[0] for part in parts),
         factors={name: factors for part in parts for name, factors in part.factors.items()},
         words={token: row for part in parts for token, row in part.words.items()},

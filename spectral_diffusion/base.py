@@ -101,6 +101,16 @@ class Base:
         return fingerprint({key: layer.weight for key, layer in self.layers.items()})
 
     @property
+    def prediction(self) -> str:
+        """What its UNet answers with, as it was loaded: `epsilon` or `v_prediction`."""
+        return self.pipeline.scheduler.config.get("prediction_type", "epsilon")
+
+    @property
+    def known_by(self) -> str:
+        """The fingerprint, and what it predicts if that is not noise: other pictures come of the same weights then."""
+        return self.fingerprint if self.prediction == "epsilon" else f"{self.fingerprint}-{self.prediction}"
+
+    @property
     def file(self) -> Path | None:
         """The one file that it was loaded from, if it was."""
         return self.source if self.source and self.source.is_file() else None

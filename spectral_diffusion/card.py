@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.files import Shape, read_header
+from spectral_diffusion.model_file import Prediction
 from spectral_diffusion.slices import Slice, check_name
 
 Form = Literal["additive", "rotational", "lora", "orthogonal"]
@@ -93,6 +94,10 @@ def check_facts(card: Mapping[str, Any]) -> None:
         raise ValueError(f"form {card['form']!r} is unknown; known: {', '.join(get_args(Form))}")
     if not isinstance(card["card"], dict):
         raise ValueError("the card is no dictionary")
+    if card["card"].get("prediction", "epsilon") not in get_args(
+        Prediction
+    ):  # of its base; not in older files
+        raise ValueError(f"its base predicts {str(card['card']['prediction'])[:20]!r}")
     if card["preview"] is not None and not _is_small_image(card["preview"]):
         raise ValueError(f"the preview is no PNG or JPEG of at most {PREVIEW_BYTES // 1024} KB")
     check_name(card["name"])

@@ -26,7 +26,7 @@ def made_with(base: Base, fused: Fused | None, request: Request) -> dict[str, An
         "base": base.name,
         "base_fingerprint": base.fingerprint,
         **hardware.told(base.pipeline),
-        "prediction": base.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+        "prediction": base.prediction,
         "portable": fused is not None and fused.portable,
         "concepts": [member.facts() for member in members],
         "lora_hashes": loras.facts(request.loras),

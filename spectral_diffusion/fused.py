@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,18 @@ from spectral_diffusion import fused_file, norms
 from spectral_diffusion.base import Base
 from spectral_diffusion.blocks import check_blocks
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError, SliceTaken
+from spectral_diffusion.errors import BaseMismatch, DamagedFile, InputError
 from spectral_diffusion.files import read_header
 from spectral_diffusion.fused_file import KIND, VERSION
 from spectral_diffusion.hardware import works_on
-from spectral_diffusion.members import Member, content_hash, finite
-from spectral_diffusion.portable import Relation, is_rounding, remembered
+from spectral_diffusion.members import Member, check_columns, content_hash, finite
+from spectral_diffusion.portable import (
+    Relation,
+    check_one_prediction,
+    check_prediction,
+    is_rounding,
+    remembered,
+)
 from spectral_diffusion.slices import check_name
 from spectral_diffusion.spectrum import Triplets
 from spectral_diffusion.tuner.maths import FORMS, Numbers
@@ -48,6 +53,7 @@ class Fused:
     norm_cap: float | None = None  # see `norms`; None: the plain sum
     made: Mapping[str, Any] = field(default_factory=dict)  # the method and its options, JSON-able
     portable: bool = False  # may act on another base, as a plain LoRA; not kept in a file
+    prediction: str | None = None  # of the base it was made over; None: of before this was noted
 
     @classmethod
     def of(cls, concept: Concept, strength: float = 1.0) -> Fused:
@@ -59,7 +65,8 @@ class Fused:
         member = Member(*facts, float(strength), content_hash(concept))
         factors = {layer: _factors(concept.form, numbers) for layer, numbers in concept.layers.items()}
         over = (concept.base_name, concept.base_fingerprint)
-        return cls(*over, (member,), {concept.name: factors}, dict(concept.words))
+        prediction = concept.card.get("prediction")
+        return cls(*over, (member,), {concept.name: factors}, dict(concept.words), prediction=prediction)
 
     @property
     def names(self) -> list[str]:
@@ -109,15 +116,17 @@ class Fused:
         for member in other.members:
             if member.name in self.names:
                 raise InputError(f"{member.name} is in this fused file already: drop it first.")
-            _check_columns(self.members, member)
+            check_columns(self.members, member)
         if other.base_fingerprint != self.base_fingerprint:
             raise BaseMismatch(
                 f"{', '.join(other.names)} was made over base {other.base_name}, not over {self.base_name}: "
                 "only concepts of one base go together."
             )
-        check_sizes(self.factors, other.factors)
+        fused_file.check_sizes(self.factors, other.factors)
+        check_one_prediction(self, other)
         return replace(
             self,
+            prediction=self.prediction or other.prediction,
             members=(*self.members, *other.members),
             factors={**self.factors, **other.factors},
             words={**self.words, **other.words},
@@ -187,13 +196,18 @@ class Fused:
         return "rounded" if is_rounding(weights) else "other"
 
     def check_base(self, base: Base) -> None:
-        """Raises BaseMismatch unless made over `base` (or portable), DamagedFile if its layers do not fit."""
+        """Raises BaseMismatch unless made over `base` (or portable), DamagedFile if its layers do not fit.
+
+        A base that was loaded to predict something else is another one, too.
+        """
         same = self.base_fingerprint == base.fingerprint  # taken before anything is baked
         if not same and not self.portable and self.relation(base) == "other":
             raise BaseMismatch(
                 f"This file was made over base {self.base_name} ({self.base_fingerprint[:12]}), not {base.name} "
                 f"({base.fingerprint[:12]}): give that base with --base."
             )
+        if not self.portable:
+            check_prediction(self, base)
         for factors in self.factors.values():
             for layer, (p, q) in factors.items():
                 if fits(base, layer, p, q):
@@ -226,23 +240,6 @@ class Fused:
 def fits(base: Base, layer: str, p: Tensor, q: Tensor) -> bool:
     """Whether the base has this layer in the size of the factors P (out, w) and Q (in, w)."""
     return layer in base.adaptable and base.adaptable[layer].weight.shape[:2] == (len(p), len(q))
-
-
-def check_sizes(one: fused_file.Factors, two: fused_file.Factors) -> None:
-    """Raises BaseMismatch where a member of `one` and one of `two` have another size, (out, in), of a layer."""
-    for (mine, layers), (theirs, others) in product(one.items(), two.items()):
-        for layer in sorted(layers.keys() & others.keys()):
-            if [len(side) for side in layers[layer]] != [len(side) for side in others[layer]]:
-                raise BaseMismatch(f"{mine} and {theirs} do not fit each other in layer {layer}.")
-
-
-def _check_columns(members: Sequence[Member], new: Member) -> None:
-    for member in members:
-        if member.slice and new.slice and member.slice.overlaps(new.slice):
-            raise SliceTaken(
-                f"{member.name} (columns {member.slice}) and {new.name} (columns {new.slice}) overlap: "
-                f"train {new.name} again in other columns."
-            )
 
 
 def _factors(form: str, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

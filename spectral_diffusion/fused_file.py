@@ -5,24 +5,27 @@
 | `<member>/<layer>/P`, `/Q` | (out, w), (in, w) fp32 | the factors of the member's weight change, P Q^T |
 | `words.<token>` | (1 or layers, width) fp32 | one row per cross-attention layer, or one for all |
 
-Header: the base, the members, the norm cap, how it was made, every shape. How it was made, as far as it is known:
-`method`, its `options`, the `recording` of inputs, what teaching `measured`, where the concepts came from (`files`,
-`loras`, `libraries`), which of them came and went `since`, and whether overlapping slices were fused `regardless`.
+Header: the base and what it predicts (not in older files), the members, the norm cap, how it was made, every shape. How
+it was made, as far as it is known: `method`, its `options`, the `recording` of inputs, what teaching `measured`, where
+the concepts came from (`files`, `loras`, `libraries`), which of them came and went `since`, and whether overlapping
+slices were fused `regardless`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from spectral_diffusion.blocks import check_blocks
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.files import Shape, load_tensors, save_tensors
 from spectral_diffusion.members import Member, finite, overlapping
+from spectral_diffusion.model_file import Prediction
 from spectral_diffusion.words import tokens_of
 
 KIND = "fused"
@@ -43,6 +46,7 @@ class Contents:
     words: Mapping[str, Tensor]
     norm_cap: float | None
     made: Mapping[str, Any]
+    prediction: str | None = None  # of the base
 
 
 # what became of a member, and what becomes of it now -> what is kept of both
@@ -61,6 +65,14 @@ def noted(made: Mapping[str, Any], names: Sequence[str], now: str) -> dict[str, 
     return {**kept, "since": since} if since else kept
 
 
+def check_sizes(one: Factors, two: Factors) -> None:
+    """Raises BaseMismatch where a member of `one` and one of `two` have another size, (out, in), of a layer."""
+    for (mine, layers), (theirs, others) in product(one.items(), two.items()):
+        for layer in sorted(layers.keys() & others.keys()):
+            if [len(side) for side in layers[layer]] != [len(side) for side in others[layer]]:
+                raise BaseMismatch(f"{mine} and {theirs} do not fit each other in layer {layer}.")
+
+
 def write(path: Path | str, contents: Contents) -> None:
     """Writes a fused file, fp32, atomically."""
     tensors = {f"words.{token}": row for token, row in contents.words.items()}
@@ -71,6 +83,7 @@ def write(path: Path | str, contents: Contents) -> None:
         "base_name": contents.base_name,
         "base_fingerprint": contents.base_fingerprint,
         "members": [member.facts() for member in contents.members],
+        **({"prediction": contents.prediction} if contents.prediction else {}),
         "norm_cap": contents.norm_cap,
         "made": dict(contents.made),
         "shapes": {key: list(tensor.shape) for key, tensor in tensors.items()},
@@ -91,7 +104,9 @@ def read(path: Path | str) -> Contents:
     }
     words = {token: tensors[f"words.{token}"] for member in members for token in tokens_of(member.name)}
     facts = (header["base_name"], header["base_fingerprint"])
-    return Contents(*facts, members, factors, words, header["norm_cap"], header["made"])
+    return Contents(
+        *facts, members, factors, words, header["norm_cap"], header["made"], header.get("prediction")
+    )
 
 
 def _members(header: Mapping[str, Any]) -> tuple[Member, ...]:
@@ -151,10 +166,12 @@ def _check_words(shapes: list[Shape]) -> None:
 
 
 def _check_facts(header: Mapping[str, Any]) -> None:
-    if wrong := sorted(_HEADER_KEYS ^ header.keys()):
+    if wrong := sorted(_HEADER_KEYS ^ (header.keys() - {"prediction"})):
         raise ValueError(f"missing or unknown keys: {', '.join(wrong)}")
     if not all(isinstance(header[key], str) for key in ("base_name", "base_fingerprint")):
         raise ValueError("the base's name and fingerprint are texts")
+    if header.get("prediction", "epsilon") not in get_args(Prediction):
+        raise ValueError(f"its base predicts {str(header['prediction'])[:20]!r}")
     if not isinstance(header["made"], dict):
         raise ValueError("how it was made is no table")
     for key, value in header["made"].items():

@@ -200,6 +200,7 @@ def _fused(layout: Layout) -> Facts:
             for member in header["members"]
         }
         base = {"base": header["base_name"], "base fingerprint": header["base_fingerprint"]}
+        base |= {"predicts": header["prediction"]} if "prediction" in header else {}
     except (KeyError, TypeError) as error:
         raise DamagedFile(f"{layout.path} is damaged: its header makes no sense.") from error
     return {**base, "concepts": members}

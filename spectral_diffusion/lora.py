@@ -140,6 +140,7 @@ def lora_metadata(
         "ss_sd_model_name": fused.base_name,
         "ss_output_name": "-".join(strengths),
         "ss_tag_frequency": json.dumps({name: {name: 1} for name in strengths}),
+        **_predicting(fused),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
@@ -151,6 +152,17 @@ def lora_metadata(
         "spectral.relative_error": f"{stored_error(pairs, dtype):.2e}",
     }
     return facts | ({"modelspec.thumbnail": preview} if preview else {})
+
+
+def _predicting(fused: Fused) -> dict[str, str]:
+    """kohya's and ModelSpec's entries of what its base predicts, if that is known."""
+    if fused.prediction is None:
+        return {}
+    velocity = fused.prediction == "v_prediction"
+    return {
+        "ss_v_parameterization": str(velocity),
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }
 
 
 def _described(fused: Fused) -> str:

@@ -21,6 +21,7 @@ from spectral_diffusion.errors import BaseMismatch, InputError, NameTaken
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.lora_file import Factors, LoraFile, by_layer, read_lora
 from spectral_diffusion.members import Member
+from spectral_diffusion.model_file import prediction_of, read_layout
 from spectral_diffusion.slices import check_name
 from spectral_diffusion.words import tokens_of
 
@@ -48,7 +49,8 @@ def lora_concept(
         for layer, (P, Q) in member.factors[name].items()
     }
     facts = (name, class_word, "lora", None, base.fingerprint, base.name, layers, dict(member.words))
-    return Concept(*facts, {"imported": Path(path).name, "trigger": trigger or class_word}).rounded()
+    told = {"prediction": member.prediction} if member.prediction else {}
+    return Concept(*facts, {"imported": Path(path).name, "trigger": trigger or class_word, **told}).rounded()
 
 
 def _widened(side: Tensor, rank: int) -> Tensor:
@@ -83,7 +85,10 @@ def lora_member(
     rank = max(p.shape[1] for p, _ in factors.values())
     member = Member(name, class_word, "lora", None, rank, 1.0, _digest(lora.tensors))
     words = _words(base, lora, name, class_word, trigger, say)
-    return Fused(base.name, base.fingerprint, (member,), {name: factors}, words)
+    told = prediction_of(
+        read_layout(Path(path))
+    )  # what it was trained on, which may not be how the base is loaded
+    return Fused(base.name, base.fingerprint, (member,), {name: factors}, words, prediction=told)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

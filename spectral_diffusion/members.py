@@ -14,7 +14,7 @@ import torch
 from spectral_diffusion import card
 from spectral_diffusion.blocks import factor_of
 from spectral_diffusion.concept import Concept
-from spectral_diffusion.errors import InputError
+from spectral_diffusion.errors import InputError, SliceTaken
 from spectral_diffusion.slices import Slice, check_name
 from spectral_diffusion.tuner.maths import FORMS
 
@@ -94,6 +94,16 @@ def finite(number: float) -> bool:
         return math.isfinite(number)
     except OverflowError:
         return False
+
+
+def check_columns(members: Iterable[Member], new: Member) -> None:
+    """Raises SliceTaken if `new` owns a column that one of the members has."""
+    for member in members:
+        if member.slice and new.slice and member.slice.overlaps(new.slice):
+            raise SliceTaken(
+                f"{member.name} (columns {member.slice}) and {new.name} (columns {new.slice}) overlap: "
+                f"train {new.name} again in other columns."
+            )
 
 
 def overlapping(members: Iterable[Member]) -> tuple[Member, Member] | None:

@@ -11,10 +11,16 @@ a rounded one; it acts as one, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from spectral_diffusion.errors import BaseMismatch
+
+if TYPE_CHECKING:
+    from spectral_diffusion.base import Base
+    from spectral_diffusion.fused import Fused
 
 Relation = Literal["same", "rounded", "other"]
 _BF16, _FP16 = 2.0**-8, 2.0**-11  # the largest relative error of one rounding
@@ -37,6 +43,27 @@ def remembered(
             _KNOWN.clear()
         _KNOWN[key] = find()
     return _KNOWN[key]
+
+
+def check_prediction(fused: Fused, base: Base) -> None:
+    """Raises BaseMismatch if `base` is loaded to predict something else than the one that `fused` was made over.
+
+    No fingerprint tells it: the weights are the same.
+    """
+    if fused.prediction not in (None, base.prediction):
+        raise BaseMismatch(
+            f"{', '.join(fused.names)} was trained on a base that predicts {fused.prediction}, and {base.name} is "
+            f"loaded as one that predicts {base.prediction}: give --prediction {fused.prediction}."
+        )
+
+
+def check_one_prediction(one: Fused, two: Fused) -> None:
+    """Raises BaseMismatch if two were made over one base that was loaded to predict different things."""
+    if one.prediction and two.prediction and one.prediction != two.prediction:
+        raise BaseMismatch(
+            f"{', '.join(one.names)} was trained on a base that predicts {one.prediction}, {', '.join(two.names)} on "
+            f"one that predicts {two.prediction}: only concepts of one base go together."
+        )
 
 
 def _outputs(form: str, P: Tensor, Q: Tensor) -> Tensor:
