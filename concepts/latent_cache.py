@@ -5,8 +5,7 @@ size, mirroring), the VAE's weights and its dtype. Editing one photo makes exact
 stale entry cannot be read. A damaged one is made again, with a warning. Least recently used entries go first
 when the folder outgrows its limit.
 
-There is no cache of text embeddings: a concept's words and the text encoder's adapter are trained, so its
-prompts are encoded anew each step; the prior's answers to plain prompts have a cache of their own.
+`text_cache` keeps prompts in the same way, and the prior's answers have a cache of their own.
 """
 
 from __future__ import annotations
@@ -66,18 +65,31 @@ def entry_name(vae: str, pixels: np.ndarray) -> str:
 
 def cached(path: Path, shape: tuple[int, ...], make: Callable[[], Posterior]) -> Posterior:
     """The entry at `path` if it holds posteriors of `shape`, else what `make` gives, put there."""
+    shapes = dict.fromkeys(Posterior._fields, shape)
+    return Posterior(**kept(path, KIND, shapes, lambda: make()._asdict()))
+
+
+def kept(
+    path: Path,
+    kind: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Callable[[], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """The fp32 tensors in the file `path` of that kind, if they have these shapes, else what `make` gives, put there.
+
+    A damaged file, and a disk that cannot be written, cost a warning and time, not the training.
+    """
     if path.exists():
         try:
-            found = _read(path, shape)
+            found = _read(path, kind, shapes)
             os.utime(path)  # used now: see `prune`
             return found
         except (SpectralError, OSError) as error:
-            warnings.warn(f"{error} The photo is encoded again.", stacklevel=2)
+            warnings.warn(f"{error} It is encoded again.", stacklevel=2)
     made = make()
-    tensors = made._asdict()
     try:
-        save_tensors(path, tensors, {"sha256": _checksum(tensors)}, kind=KIND)
-    except OSError as error:  # a full or read-only disk costs time, not the training
+        save_tensors(path, made, {"sha256": _checksum(made)}, kind=kind)
+    except OSError as error:
         warnings.warn(f"{path.parent} cannot be written ({error.strerror}): nothing is cached.", stacklevel=2)
     return made
 
@@ -98,13 +110,11 @@ def prune(folder: Path, limit: int = LIMIT) -> None:
         excess -= size
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Posterior:
-    tensors, header = load_tensors(
-        path, kind=KIND, expected=lambda _: dict.fromkeys(Posterior._fields, shape)
-    )
+def _read(path: Path, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    tensors, header = load_tensors(path, kind=kind, expected=lambda _: dict(shapes))
     if header.get("sha256") != _checksum(tensors):
         raise DamagedFile(f"{path} is damaged: its numbers are not those that were written.")
-    return Posterior(**tensors)
+    return tensors
 
 
 def _checksum(tensors: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from concepts import latents as photos
+from concepts import text_cache
 from concepts.attention import watched, words_outside
 from concepts.captions import varied
 from concepts.dataset import Example
@@ -25,6 +26,7 @@ from concepts.latent_cache import default_dir
 from concepts.losses import masked_mse, snr_weight
 from concepts.prior import Prior
 from concepts.settings import Settings
+from concepts.text_cache import Texts
 from spectral_diffusion.base import Base
 from spectral_diffusion.compute import half_precision
 from spectral_diffusion.words import Words, expand, layerwise, spoken
@@ -89,6 +91,8 @@ class Lesson:
         self.alphas = pipeline.scheduler.alphas_cumprod.to(pipeline.device)
         self.kind = pipeline.scheduler.config.prediction_type
         self.half = half_precision(s.precision, pipeline.device)
+        frozen = not s.rates["text_encoder"]
+        self.texts = Texts(words, pipeline.text_encoder, self.half, frozen, text_cache.default_dir())
         # at full background a mask tells nothing
         self.watches = s.attention_weight > 0 and s.background < 1
 
@@ -194,7 +198,7 @@ class Lesson:
         """The model's answers (n, 4, h, w), fp32, and its attention maps to the tokens `ours` of the first rows."""
         pipeline = self.base.pipeline
         with torch.autocast(pipeline.device.type, self.half, enabled=self.half is not None):
-            hidden = self.words.encode(pipeline.text_encoder, prompts, begin_only=True)
+            hidden = self.texts.read(prompts)
             watching = nullcontext([])
             if ours is not None and len(ours):
                 watching = watched(pipeline.unet, ours.to(hidden.device), tuple(noisy.shape[-2:]))
