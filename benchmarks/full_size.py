@@ -26,7 +26,8 @@ from spectral_diffusion.concept import Concept
 from spectral_diffusion.export import Options, export
 from spectral_diffusion.files import atomic_write
 from spectral_diffusion.fused import Fused, applied
-from spectral_diffusion.merged import save_checkpoint
+from spectral_diffusion.merged import merge_error, save_checkpoint
+from spectral_diffusion.plain import autov2
 from spectral_diffusion.single_file import sd15_configs
 from spectral_diffusion.slices import Slice
 from spectral_diffusion.tokenizer import clip_tokenizer
@@ -123,6 +124,7 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         record[f"{form} lora, bytes"] = loras[form].stat().st_size
     with timed(record, "writing fp16 checkpoint with the concept merged in"):
         save_checkpoint(base, fused, folder / "merged.safetensors")
+    record |= told(base, fused, folder / "base.safetensors")
     configs(base, folder / "configs")
     del base
     say("loading in turn with diffusers")
@@ -148,6 +150,17 @@ def measured(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         merged = by_diffusers(folder / "merged.safetensors", folder / "configs")
     off = errors(answers(merged), wanted, bare)
     record["from_single_file of the merged checkpoint, error relative to the change"] = off
+    return record
+
+
+def told(base: Base, fused: Fused, checkpoint: Path) -> dict[str, Any]:
+    """Seconds that a merged export takes to say what rounding loses (its writing has them, too), and the first picture
+    to say the Model hash of a base file (from the system's cache), with what they say."""
+    record: dict[str, Any] = {}
+    with timed(record, "merge_error, fp16"):
+        record["merge_error, fp16"] = merge_error(base, fused, torch.float16)
+    with timed(record, "Model hash"):
+        record["Model hash"] = autov2(checkpoint)
     return record
 
 

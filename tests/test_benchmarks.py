@@ -138,9 +138,22 @@ def test_gradient_fusion_is_written_where_the_others_are(tmp_path, monkeypatch, 
     monkeypatch.setattr(gradient, "QUICK", ("small",))
     monkeypatch.setattr(sys, "argv", ["gradient", "--quick"])
     gradient.main()
-    assert list(json.loads((tmp_path / "outputs/benchmarks/gradient.json").read_text())["layers"]) == ["small"]
+    assert list(json.loads((tmp_path / "outputs/benchmarks/gradient.json").read_text())["layers"]) == [
+        "small"
+    ]
 
 
 def test_growth_with_the_number_of_concepts(base, pristine):
     told = growth.by_count(base, [1, 3], rank=2)
     assert told["3 concepts"]["bytes"] > told["1 concepts"]["bytes"]
+
+
+def test_full_size_tells_how_long_rounding_and_the_model_hash_take(base, pristine, tmp_path):
+    from benchmarks.full_size import random_concept, told
+    from spectral_diffusion.fused import Fused
+    from spectral_diffusion.plain import autov2
+
+    (file := tmp_path / "base.safetensors").write_bytes(b"weights")
+    record = told(base, Fused.of(random_concept(base)), file)
+    assert record["Model hash"] == autov2(file) and 0 < record["merge_error, fp16"] < 1
+    assert record["merge_error, fp16, s"] >= 0 and record["Model hash, s"] >= 0
