@@ -86,7 +86,9 @@ def test_a_region_cannot_name_a_file(place, tmp_path, monkeypatch):
 
 def test_the_command_line_says_what_the_form_says():
     form = FIXED._replace(width=64, height=128, steps=7, regions="left: a <mia>", upscale=2.0)
-    line = generate_command(Path("duo.safetensors"), Given("toybox"), request_of(form, {"rex": 0.5}), Path("out"))
+    line = generate_command(
+        Path("duo.safetensors"), Given("toybox"), request_of(form, {"rex": 0.5}), Path("out")
+    )
     words = shlex.split(line)
     assert words[:4] == ["spectral-diffusion", "generate", "duo.safetensors", "a <rex>"]
     assert {"--size=64x128", "--steps=7", "--seed=5", "--strength=rex=0.5", "--upscale=2.0"} < set(words)
@@ -94,12 +96,16 @@ def test_the_command_line_says_what_the_form_says():
 
 
 def test_the_command_line_of_a_fusion_names_only_what_differs():
-    line = fuse_command(["rex", "mia"], {"rex": 1.0, "mia": 0.5}, "mean", Path("l"), Path("o"), Given("toybox"))
+    line = fuse_command(
+        ["rex", "mia"], {"rex": 1.0, "mia": 0.5}, "mean", Path("l"), Path("o"), Given("toybox")
+    )
     assert shlex.split(line)[2:7] == ["fusion", "fuse", "rex", "mia", "--method=mean"]
     assert "--strength=mia=0.5" in line and "--strength=rex" not in line
 
 
 def test_the_command_line_of_a_report_finds_the_concepts_as_they_were_trained():
     photos = {"rex": Path("p")}
-    line = report_command(Path("f/duo.safetensors"), Path("f/r.html"), photos, Path("l"), Given("toybox"), 1, 20)
+    line = report_command(
+        Path("f/duo.safetensors"), Path("f/r.html"), photos, Path("l"), Given("toybox"), 1, 20
+    )
     assert "--library=l" in line and "--photos=rex=p" in line and "--seeds=1 --steps=20" in line

@@ -62,7 +62,10 @@ def test_a_base_loaded_otherwise_is_refused(base, velocity, base_folder, tmp_pat
     of(random_concept(base, "rex", 0), "v_prediction").save(file := tmp_path / "rex.safetensors")
     fused = Fused.of(Concept.load(file))
     fused.save(kept := tmp_path / "fused.safetensors")
-    assert Fused.load(kept).prediction == "v_prediction" and inspect(str(kept)).facts["predicts"] == "v_prediction"
+    assert (
+        Fused.load(kept).prediction == "v_prediction"
+        and inspect(str(kept)).facts["predicts"] == "v_prediction"
+    )
     assert generate(velocity, Request("a <rex>", steps=1), Fused.load(kept))
     with one_sentence("rex", "give --prediction v_prediction", error=BaseMismatch):
         generate(base, Request("a <rex>", steps=1), Fused.load(kept))
