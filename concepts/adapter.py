@@ -25,11 +25,16 @@ _SPECTRUM_STEP = 64  # columns are taken in such steps, so that one cache serves
 
 @contextmanager
 def adapted(
-    base: Base, settings: Settings, owned: Slice | None, progress: Callable[[int, int], None] | None = None
+    base: Base,
+    settings: Settings,
+    owned: Slice | None,
+    neutral: Mapping[str, Tensor],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, list[nn.Parameter]]]:
     """Adds the concept's adapter, yields what it trains by part (`unet`, `text_encoder`), and takes it off.
 
-    A part whose rate is 0 gets no adapter. `owned` is None for a form without a slice. `progress(done, total)` counts
+    A part whose rate is 0 gets no adapter. `owned` is None for a form without a slice. `neutral`: what each layer's
+    change keeps off (`concepts.neutral`), of all layers or of none. `progress(done, total)` counts
     the layers of the spectrum. Raises InputError if a layer has no such columns.
     """
     targets = base.targeted(settings.targets)
@@ -46,11 +51,14 @@ def adapted(
             )
             if not modules:  # the text encoder has no projections
                 continue
+            off = {module: neutral[f"{prefix}.{module}"] for module in modules if neutral}
             if spectrum is None:
-                low_rank.add(part, ADAPTER, modules, settings)
+                low_rank.add(part, ADAPTER, modules, settings, off)
             else:
                 with using_spectrum(spectrum.under(prefix)):
                     part.add_adapter(_config(settings, columns, modules), adapter_name=ADAPTER)
+                for path, inputs in off.items():
+                    part.get_submodule(path).keep_off(ADAPTER, inputs)
             trained[prefix] = [p for p in part.parameters() if p.requires_grad]
         yield trained
     finally:

@@ -15,17 +15,40 @@ start + r - 1 of one random orthonormal basis that all concepts share: exactly o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from concepts.settings import Settings
+from spectral_diffusion.tuner.maths import project_off
 
 
-def add(part: nn.Module, adapter: str, targets: list[str], settings: Settings) -> None:
-    """Adds the adapter to the modules `targets` of a model; what is not trained is frozen. fp32 on its device."""
+class _KeptOff(nn.Module):
+    """Q^T (r, in, ...) without its part in the columns of F (in, n): the weight change becomes dW (I - F F^T)."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("inputs", inputs, persistent=False)
+
+    def forward(self, down: Tensor) -> Tensor:
+        return project_off(down.flatten(1).mT, self.inputs).mT.reshape(down.shape)
+
+
+def add(
+    part: nn.Module,
+    adapter: str,
+    targets: list[str],
+    settings: Settings,
+    neutral: Mapping[str, Tensor],
+) -> None:
+    """Adds the adapter to the modules `targets` of a model; what is not trained is frozen. fp32 on its device.
+
+    `neutral`: module -> what its change keeps off (in, n); of all modules or of none.
+    """
     # PEFT draws from the global generator: the same start whatever was drawn before, and in every process
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -38,6 +61,9 @@ def add(part: nn.Module, adapter: str, targets: list[str], settings: Settings) -
             basis = input_basis(path, down.shape[1], settings.rank, settings.name, settings.start)
             down.data = basis.T.reshape(down.shape).to(down)
             down.requires_grad_(False)
+        if path in neutral:
+            off = _KeptOff(neutral[path].to(down))
+            parametrize.register_parametrization(layer.lora_A[adapter], "weight", off)
 
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:

@@ -26,7 +26,7 @@ from spectral_diffusion.generate import make_sampler
 from spectral_diffusion.words import Words
 
 _LOOKS = ("a photo of", "a drawing of", "a picture of")
-_CONTEXTS = (
+CONTEXTS = (
     "on the beach",
     "on the grass",
     "in the snow",
@@ -38,7 +38,7 @@ _CONTEXTS = (
     "in the desert",
     "at night",
 )
-_OTHERS = (
+OTHERS = (
     "cat",
     "dog",
     "bear",
@@ -75,9 +75,9 @@ def plain_prompts(class_word: str, count: int, rng: torch.Generator) -> list[str
 
     prompts = []
     for i in range(count):
-        thing = class_word if i % 2 else pick(_OTHERS)
-        other = f" and a {pick(_OTHERS)}" if i % 3 == 0 else ""
-        prompts.append("" if i % 8 == 7 else f"{pick(_LOOKS)} a {thing}{other} {pick(_CONTEXTS)}")
+        thing = class_word if i % 2 else pick(OTHERS)
+        other = f" and a {pick(OTHERS)}" if i % 3 == 0 else ""
+        prompts.append("" if i % 8 == 7 else f"{pick(_LOOKS)} a {thing}{other} {pick(CONTEXTS)}")
     return prompts
 
 

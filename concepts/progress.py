@@ -17,6 +17,7 @@ from rich.progress import (
 
 _STAGES = {
     "spectrum": "taking the spectrum",
+    "neutral": "looking at what plain prompts feed",
     "prior": "asking the base (prior)",
     "train": "training",
     "measure": "measuring",

@@ -52,6 +52,7 @@ _FROM_ZERO = (
     "snr_floor",
     "noise_offset",
     "prior_weight",
+    "neutral_weight",
     "class_weight",
     "background",
     "attention_weight",
@@ -87,6 +88,7 @@ class Settings:
     targets: str = "attention"  # with feed_forward and proj (proj_in, proj_out), joined by +
     isolated: bool = False  # keep A and B off the other reserved columns; additive only
     reserved: int | None = None  # columns from the top that concepts share out; needed by isolated
+    neutral_weight: float | None = None  # see `keeps_off`; 0: the change reads what plain prompts feed, too
     slice_aware: bool = True  # let deep slices learn as fast as the top one
     scatter: int | None = None  # for experiments: take the slice of the columns shuffled by this seed
     layerwise: bool = False  # one embedding per cross-attention layer for each word, instead of one
@@ -176,6 +178,12 @@ class Settings:
         return self.form in SPECTRAL_FORMS
 
     @property
+    def keeps_off(self) -> float:
+        """How far the weight change keeps off what plain prompts feed: 1 unless told, 0 if what it reads is fixed."""
+        fixed = self.isolated or self.form == "orthogonal"
+        return (0.0 if fixed else 1.0) if self.neutral_weight is None else self.neutral_weight
+
+    @property
     def captions(self) -> CaptionRules:
         """How captions change from step to step."""
         return CaptionRules(
@@ -244,6 +252,11 @@ def _contradictions(s: Settings) -> tuple[tuple[bool, str], ...]:
         (
             s.scatter is not None and (s.isolated or s.form in FREE_FORMS),
             "scatter shuffles the columns of a slice: it goes with neither isolated nor a form without a slice.",
+        ),
+        (
+            bool(s.neutral_weight) and (s.isolated or s.form == "orthogonal"),
+            f"neutral_weight and {'isolated' if s.isolated else 'form = orthogonal'} contradict: one filters what a "
+            "concept reads, the other fixes it, set neutral_weight to 0.",
         ),
         (
             s.isolated and s.reserved is None,

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from concepts import checkpoint, previews
 from concepts.adapter import ADAPTER, adapted, collect
 from concepts.claim import claimed
@@ -25,6 +27,7 @@ from concepts.interrupt import STOP_FILE, Stopped
 from concepts.lesson import Lesson
 from concepts.library import refuse_name_of_another_base
 from concepts.logs import opened, require_tensorboard
+from concepts.neutral import neutral_inputs
 from concepts.previews import Measure
 from concepts.prior import Prior, load_prior
 from concepts.readiness import check
@@ -40,7 +43,7 @@ from spectral_diffusion.ledger import Entry, Ledger, Slice
 from spectral_diffusion.spectrum import default_cache_dir
 from spectral_diffusion.words import Words, cross_attention_layers, initial_words
 
-# stage ("spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
+# stage ("neutral", "spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
 Report = Callable[[str, int, int, float | None], None]
 
 # how pictures are drawn during training, and those that the file's preview and identity are taken from
@@ -212,8 +215,9 @@ class _Training:
         """The concept after all steps, rounded as its file will be."""
         s, b = self.settings, self.base
         prior = self.world.first(self._prior) if s.prior_weight else None
+        neutral = self.world.first(self._neutral) if s.keeps_off else {}
         with (
-            adapted(b, s, owned, lambda done, total: self.tell("spectrum", done, total, None)) as parts,
+            adapted(b, s, owned, neutral, self._telling("spectrum")) as parts,
             opened(self.folder if self.world.main else None, self.options.tensorboard) as log,
             recomputing(b, s.gradient_checkpointing),
             plain_attention(b),
@@ -252,8 +256,14 @@ class _Training:
 
     def _prior(self) -> Prior:
         s, cache = self.settings, default_cache_dir().parent / "priors"
-        progress = lambda done, total: self.tell("prior", done, total, None)  # noqa: E731
-        return load_prior(self.base, s.class_word, s.prior_pictures, cache, progress)
+        return load_prior(self.base, s.class_word, s.prior_pictures, cache, self._telling("prior"))
+
+    def _neutral(self) -> dict[str, Tensor]:
+        s, layers = self.settings, self.base.targeted(self.settings.targets)
+        return neutral_inputs(self.base, layers, s.keeps_off, progress=self._telling("neutral"))
+
+    def _telling(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.tell(stage, done, total, None)
 
 
 def _judges(base: Base, settings: Settings) -> Judges | None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion.activations import each_alone
-from fusion.cache import folder_of, once
+from fusion.recorded import each_alone
 from spectral_diffusion.base import Base
+from spectral_diffusion.cache import folder_of, once
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.samplers import make_sampler
 from spectral_diffusion.words import expand, layerwise, with_article

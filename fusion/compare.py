@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
 from fusion.fuse import as_part, check_together, fuse
 from fusion.measure import PLACES, show
@@ -23,6 +22,7 @@ from fusion.photos import digest, read_photos
 from fusion.retention import Tell, reference_vectors
 from fusion.sheets import sheet
 from fusion.standings import HALVES, Standing, as_csv, best_strength, plot, standing
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fusion.activations import Recorded
+from fusion.recorded import Recorded
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
 

@@ -10,8 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fusion.activations import Recorded, Recording, gather
 from fusion.methods import METHODS, Progress, check_options, method_of
+from fusion.recorded import Recorded, gather
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.base import Base
 from spectral_diffusion.blocks import blocks_of
 from spectral_diffusion.concept import Concept

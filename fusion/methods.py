@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from fusion import filters, merges
-from fusion.activations import Recorded
 from fusion.distil import Course, Progress, distil
 from fusion.interference import input_overlaps
+from fusion.recorded import Recorded
 from spectral_diffusion.base import Base
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
@@ -43,7 +43,7 @@ class Method:
     says: str  # one honest line
     options: Mapping[str, Any] = field(default_factory=dict)  # name -> default
     norm_cap: float | None = None  # for two concepts and more
-    needs_inputs: bool = False  # recorded by `activations.gather`
+    needs_inputs: bool = False  # recorded by `recorded.gather`
     recording: Mapping[str, Any] = field(default_factory=dict)  # what it changes of `activations.Recording`
     check: Callable[..., Any] | None = None  # of the options, before anything is computed; raises InputError
     refine: Refine | None = None  # what follows on the base itself

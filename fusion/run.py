@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusion.activations import Recording
 from fusion.fuse import as_part, fuse, is_path, open_concepts, since_made
 from fusion.methods import Progress, check_options, method_of
 from fusion.recipe import Ingredient, Recipe
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.base import Base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError

@@ -4,10 +4,13 @@ Contract. Per adapted layer of shape (out, in) and a slice of rank r:
 
 | letter | additive | rotational | stored as |
 |---|---|---|---|
-| U, V | (out, r), (in, r): columns of the base's singular vectors | the same | dtype of the file |
+| U, V | (out, r), (in, r): columns of the base's singular vectors (*) | the same | dtype of the file |
 | S | (r,): their singular values | the same | fp32 |
 | A, B | (out, r), (in, r): shifts of U and V | (r, r), (r, r): Cayley parameters | dtype of the file |
 | C | (r,): S becomes S + C | (r,): S becomes S (1 + C) | fp32 |
+
+(*) V as it acts: a training that keeps its weight change off what plain prompts feed (`concepts.neutral`) takes that
+part out of V and brings its columns back to length 1, so that they are no longer those of the singular vectors.
 
 A concept of form `lora` or `orthogonal` owns no columns: it has `slice` None and two letters per layer, P (out, r)
 and Q (in, r) with dW = P Q^T, in the dtype of the file. An `orthogonal` one (Orthogonal Adaptation, Po et al., 2023)

@@ -8,8 +8,10 @@ from conftest import random_concept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion import activations
-from fusion.activations import Meter, Recording, gather, record, watched
+from fusion import recorded
+from fusion.recorded import gather
+from spectral_diffusion import activations
+from spectral_diffusion.activations import Meter, Recording, record, watched
 from spectral_diffusion.errors import BaseMismatch, InputError
 from spectral_diffusion.fused import Fused, applied
 from spectral_diffusion.request import Request
@@ -90,8 +92,8 @@ def test_moments_are_recorded_once_and_a_damaged_cache_is_made_again(
     first = gather(base, parts, QUICK, tmp_path)
     assert first.own.keys() == {"rex", "mia"} and len(list(tmp_path.iterdir())) == 3
     made = []
-    real = activations.record
-    monkeypatch.setattr(activations, "record", lambda *a: made.append(a[2]) or real(*a))
+    real = recorded.record
+    monkeypatch.setattr(recorded, "record", lambda *a: made.append(a[2]) or real(*a))
     second = gather(base, parts, QUICK, tmp_path)
     assert not made
     assert all(second.own["rex"][key].equal(m) for key, m in first.own["rex"].items())

@@ -12,11 +12,11 @@ from PIL import Image
 from test_fuse import Colours
 
 from fusion import compare
-from fusion.activations import Recording
 from fusion.cells import Cell, Cells, Key
 from fusion.compare import Plan, about, compare_methods
 from fusion.fuse import fuse
 from fusion.standings import COLUMNS, HALVES, as_csv, best_strength, measures, plot, score, standing
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.errors import DamagedFile, InputError
 from spectral_diffusion.judges import Judges
 

@@ -47,7 +47,7 @@ def lesson(base, prior, masked=True, caption="a photo of <rex>", **options):
 def gradients(taught, parts=1):
     """Gradients of words and adapter after one step in `parts` parts, and the losses."""
     base, total = taught.base, torch.zeros(3)
-    with adapted(base, taught.settings, Slice(1, 2)) as numbers:
+    with adapted(base, taught.settings, Slice(1, 2), {}) as numbers:
         trained = [*numbers["unet"], *numbers["text_encoder"], taught.words.table]
         for number in trained[:-1]:
             with torch.no_grad():

@@ -13,10 +13,11 @@ from refusal import one_sentence
 from small_concept import make_concept
 
 from fusion import filters, merges
-from fusion.activations import Recorded, Recording, gather
 from fusion.filters import Weights, filter_layer, lbfgs, misfit
 from fusion.fuse import fuse
 from fusion.methods import METHODS
+from fusion.recorded import Recorded, gather
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.fused import Fused
 

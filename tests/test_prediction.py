@@ -13,8 +13,9 @@ from test_lora_member import write_lora
 
 from concepts import checkpoint, prior
 from concepts.settings import Settings
-from fusion.activations import Recording, gather
 from fusion.fuse import fuse
+from fusion.recorded import gather
+from spectral_diffusion.activations import Recording
 from spectral_diffusion.base import load_base
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import BaseMismatch, DamagedFile

@@ -90,7 +90,9 @@ def test_norm_control_is_set_by_both_commands(adjust, library, tmp_path):
         assert adjust("--norm-control", given).exit_code == 0
         assert Fused.load(tmp_path / "new.safetensors").norm_cap == cap
     out = tmp_path / "x.safetensors"
-    fused = run("fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", out, "--norm-control", "1.5")
+    fused = run(
+        "fusion", "fuse", "rex", "mia", *SUM, "--library", library, "-o", out, "--norm-control", "1.5"
+    )
     assert fused.exit_code == 0 and Fused.load(out).norm_cap == 1.5
 
 

@@ -55,6 +55,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         "spectral_gain",  # r; slice-aware adapters only
         "spectral_U_others",  # out x m, what an isolated adapter keeps off; isolated adapters only
         "spectral_V_others",  # in x m
+        "spectral_V_neutral",  # in x n, what `keep_off` was given
     )
     other_param_names = (*buffer_names, "r", "form", "scaling", "strength")
 
@@ -93,7 +94,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def numbers(self, adapter_name: str) -> Numbers:
-        """A, B, C of the paper's formula, as they act: scaled by depth and isolated if so asked."""
+        """A, B, C of the paper's formula, as they act: scaled by depth, isolated and kept off if so asked."""
         numbers = Numbers(*(getattr(self, name)[adapter_name] for name in self.adapter_layer_names))
         if adapter_name in self.spectral_gain:
             scale = FORMS[self.form[adapter_name]].scale
@@ -102,7 +103,21 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             A = project_off(numbers.A, self.spectral_U_others[adapter_name])
             B = project_off(numbers.B, self.spectral_V_others[adapter_name])
             numbers = Numbers(A, B, numbers.C)
+        if adapter_name in self.spectral_V_neutral and len(numbers.B) == self.in_features:  # not of a rotation
+            B = project_off(numbers.B, self.spectral_V_neutral[adapter_name])
+            numbers = Numbers(numbers.A, B, numbers.C)
         return numbers
+
+    @torch.no_grad()
+    def keep_off(self, adapter_name: str, inputs: Tensor) -> None:
+        """Let a new adapter read less of some inputs: its weight change becomes dW N with N = I - F F^T.
+
+        `inputs`: F (in x n), fp32, columns of lengths below 1 that are orthogonal: 0 lets a direction through, nearly
+        1 keeps it out. V of the slice goes through N, back to columns of length 1; B does whenever it acts.
+        """
+        off, V = inputs.to(self.spectral_V[adapter_name]), self.spectral_V[adapter_name]
+        self.spectral_V[adapter_name] = nn.functional.normalize(project_off(V, off), dim=0)
+        self.spectral_V_neutral[adapter_name] = off
 
     def triplets(self, adapter_name: str) -> Triplets:
         """U, S, V of the adapter's slice, fp32."""
@@ -174,10 +189,10 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def fold(self, adapter_name: str) -> None:
-        """Store the numbers as they act and drop gain and isolation; the weight change stays bit-equal."""
+        """Store the numbers as they act, without gain, isolation and filter; the weight change stays bit-equal."""
         for name, tensor in zip(self.adapter_layer_names, self.numbers(adapter_name), strict=True):
             getattr(self, name)[adapter_name].copy_(tensor)
-        for name in ("spectral_gain", "spectral_U_others", "spectral_V_others"):
+        for name in ("spectral_gain", "spectral_U_others", "spectral_V_others", "spectral_V_neutral"):
             if adapter_name in getattr(self, name):
                 del getattr(self, name)[adapter_name]
 
