@@ -103,7 +103,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             A = project_off(numbers.A, self.spectral_U_others[adapter_name])
             B = project_off(numbers.B, self.spectral_V_others[adapter_name])
             numbers = Numbers(A, B, numbers.C)
-        if adapter_name in self.spectral_V_neutral and len(numbers.B) == self.in_features:  # not of a rotation
+        # B of a rotation turns V, which is kept off already
+        if adapter_name in self.spectral_V_neutral and self.form[adapter_name] == "additive":
             B = project_off(numbers.B, self.spectral_V_neutral[adapter_name])
             numbers = Numbers(numbers.A, B, numbers.C)
         return numbers
