@@ -64,7 +64,7 @@ def drawn_cast(monkeypatch, tmp_path):
     return Plan(tmp_path, width=64)
 
 
-EXPERIMENTS = {"figure4": 42, "ablation": 72, "many": 123, "slices": 54, "samples": 24}
+EXPERIMENTS = {"figure4": 42, "ablation": 90, "many": 123, "slices": 54, "samples": 24}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -18,16 +18,19 @@ from benchmarks.experiments.jobs import Drawing, Part, Training
 from benchmarks.experiments.plan import CHOOSE, Plan, classes_of
 from benchmarks.experiments.runner import Experiment, Records
 
+_OPEN = {"neutral_weight": 0.0}  # reads what plain prompts feed, too
 # variant -> what it changes of the default recipe; at width w
 ARMS: dict[str, Any] = {
-    "paper": lambda w: {"weight_rate": 5e-3, "prior_weight": 0.0},
-    "small_rate": lambda w: {"prior_weight": 0.0},
-    "prior": lambda w: {"weight_rate": 5e-3},
+    "paper": lambda w: {**_OPEN, "weight_rate": 5e-3, "prior_weight": 0.0},
+    "small_rate": lambda w: {**_OPEN, "prior_weight": 0.0},
+    "prior": lambda w: {**_OPEN, "weight_rate": 5e-3},
+    "both": lambda w: _OPEN,
     "default": lambda w: {},
     "isolated": lambda w: {"isolated": True, "reserved": w},
-    "layerwise": lambda w: {"layerwise": True},
-    "lora_paper": lambda w: {"form": "lora", "weight_rate": 5e-3, "prior_weight": 0.0},
-    "lora": lambda w: {"form": "lora"},
+    "layerwise": lambda w: {**_OPEN, "layerwise": True},
+    "lora_paper": lambda w: {**_OPEN, "form": "lora", "weight_rate": 5e-3, "prior_weight": 0.0},
+    "lora": lambda w: {**_OPEN, "form": "lora"},
+    "lora_neutral": lambda w: {"form": "lora"},
 }
 FUSIONS: dict[str, dict[str, Any]] = {
     "sum": {"method": "sum", "norm_control": False},
