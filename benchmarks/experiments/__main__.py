@@ -7,7 +7,7 @@
 | name | asks | default size |
 |---|---|---|
 | figure4 | same slice, disjoint slices, scattered columns, LoRA, orthogonal LoRA: what a fusion keeps | 42 trainings |
-| ablation | what rates, prior, keeping off, isolation, words and filters bring, at equal identity alone | 90 trainings |
+| ablation | what rates, prior, keeping off, isolation, words, filters bring, at equal identity alone | 90 trainings |
 | many | 3, 8 and 16 concepts, every arm at its own best strength | 123 trainings |
 | slices | first, middle and last slice, with and without slice-aware steps | 54 trainings |
 | samples | the bundled samples: identity beside that of their photos, seconds | 24 trainings |

@@ -115,6 +115,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
         `inputs`: F (in x n), fp32, columns of lengths below 1 that are orthogonal: 0 lets a direction through, nearly
         1 keeps it out. V of the slice goes through N, back to columns of length 1; B does whenever it acts.
+        `fold` the adapter before it is saved.
         """
         off, V = inputs.to(self.spectral_V[adapter_name]), self.spectral_V[adapter_name]
         self.spectral_V[adapter_name] = nn.functional.normalize(project_off(V, off), dim=0)

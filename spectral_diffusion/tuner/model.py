@@ -75,7 +75,7 @@ def set_strength(model: nn.Module, adapter_name: str, value: float) -> None:
 
 
 def fold(model: nn.Module, adapter_name: str) -> None:
-    """Make a slice-aware or isolated adapter a plain one with a bit-equal weight change, before saving."""
+    """Before saving: an adapter without gain, isolation and filter, its weight change the same to the bit."""
     for layer in _layers_of(model, adapter_name).values():
         layer.fold(adapter_name)
     config = model.peft_config[adapter_name]
