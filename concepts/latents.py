@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from concepts.dataset import Example
-from concepts.latent_cache import Posterior, cached, entry_name, prune, vae_key
+from concepts.latent_cache import LIMIT, Posterior, cached, entry_name, vae_key
+from spectral_diffusion.cache import prune
 from spectral_diffusion.errors import InputError
 from spectral_diffusion.files import finite
 
@@ -97,7 +98,7 @@ def encode_buckets(
         inside = _inside([mask for _, mask in views], posterior.mean.shape[-2:]) if masked else None
         groups.setdefault(example.image.size, []).append(_Encoded(index, example, posterior, inside))
     if cache:
-        prune(cache)
+        prune(cache, LIMIT)
     return [_joined(vae, group, background) for group in groups.values()]
 
 

@@ -40,18 +40,15 @@ def neutral_inputs(
 ) -> dict[str, Tensor]:
     """Layer -> F (in, n), fp32 on the CPU: what its change shall keep off, the more the larger `weight` (from 0).
 
-    From `cache` (the user's cache folder if None) or recorded there. Deterministic. `progress` counts to 1.
+    From `cache` (the user's cache folder if None) or recorded there. Deterministic. `progress` counts to 1
+    while it is recorded.
     """
-    if progress:
-        progress(0, 1)
     names = sorted(layers)
     facts = [base.known_by, _HOW.key, subjects(), names]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = (cache or folder_of(KIND)) / f"{KIND}-{key}.safetensors"
     parts = [f"{name}.{part}" for name in names for part in ("directions", "energy")]
-    found = once(path, KIND, {"key": key}, parts, lambda: _recorded(base, layers))
-    if progress:
-        progress(1, 1)
+    found = once(path, KIND, {"key": key}, parts, lambda: _recorded(base, layers, progress))
     return {name: off(found[f"{name}.directions"], found[f"{name}.energy"], weight) for name in names}
 
 
@@ -68,7 +65,11 @@ def off(directions: Tensor, energy: Tensor, weight: float) -> Tensor:
     return directions * (weight * energy / (1 + weight * energy)).sqrt()
 
 
-def _recorded(base: Base, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def _recorded(
+    base: Base, layers: Mapping[str, nn.Module], progress: Callable[[int, int], None] | None
+) -> dict[str, Tensor]:
+    tell = progress or (lambda done, total: None)
+    tell(0, 1)
     found = {}
     for name, moment in record(base, None, subjects(), _HOW, layers).items():
         energy, directions = torch.linalg.eigh(moment.double())
@@ -76,4 +77,5 @@ def _recorded(base: Base, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         loud = energy > _FAINT
         found[f"{name}.directions"] = directions[:, loud].float().contiguous()
         found[f"{name}.energy"] = energy[loud].float()
+    tell(1, 1)
     return found

@@ -146,9 +146,7 @@ class Settings:
     # on the way
     previews: int = 3  # how many times pictures are drawn during training
     preview_prompts: tuple[str, ...] = ("a photo of {} on the beach",)  # {} stands for the concept
-    judge: str | None = (
-        None  # a CLIP model that measures previews and the result; None: the bundled, on toybox
-    )
+    judge: str | None = None  # a CLIP model that measures previews and result; None: the bundled, on toybox
     judge_identity: str | None = None  # another image model (DINOv2, ViT) for the likeness alone; with judge
     keep_best: bool = False  # take the measured step of the best identity without loss of text alignment
     patience: int = 0  # stop when that many measurements brought nothing better; 0: never

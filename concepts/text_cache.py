@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from concepts.latent_cache import kept, prune
-from spectral_diffusion.spectrum import default_cache_dir
+from spectral_diffusion.cache import folder_of, kept, prune
 from spectral_diffusion.words import Words
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ LIMIT = 256 * 2**20  # bytes; a prompt takes 231 KiB in SD 1.x
 
 def default_dir() -> Path:
     """The folder of cached prompts beside that of cached spectra."""
-    return default_cache_dir().parent / "texts"
+    return folder_of("texts")
 
 
 class Texts:

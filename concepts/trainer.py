@@ -35,12 +35,12 @@ from concepts.session import Session, require_checkpoint
 from concepts.settings import Settings, free_path
 from concepts.world import World, join_world
 from spectral_diffusion.base import Base
+from spectral_diffusion.cache import folder_of
 from spectral_diffusion.compute import plain_attention, recomputing
 from spectral_diffusion.concept import Concept
 from spectral_diffusion.errors import InputError, SpectralError
 from spectral_diffusion.judges import Judges, bundled_for, load_judges
 from spectral_diffusion.ledger import Entry, Ledger, Slice
-from spectral_diffusion.spectrum import default_cache_dir
 from spectral_diffusion.words import Words, cross_attention_layers, initial_words
 
 # stage ("neutral", "spectrum", "prior", "train", "measure"), done, total, loss of the last step or None
@@ -215,7 +215,8 @@ class _Training:
         """The concept after all steps, rounded as its file will be."""
         s, b = self.settings, self.base
         prior = self.world.first(self._prior) if s.prior_weight else None
-        neutral = self.world.first(self._neutral) if s.keeps_off else {}
+        learns = s.rates["unet"] or s.rates["text_encoder"]  # else the words alone do
+        neutral = self.world.first(self._neutral) if s.keeps_off and learns else {}
         with (
             adapted(b, s, owned, neutral, self._telling("spectrum")) as parts,
             opened(self.folder if self.world.main else None, self.options.tensorboard) as log,
@@ -255,7 +256,7 @@ class _Training:
         )
 
     def _prior(self) -> Prior:
-        s, cache = self.settings, default_cache_dir().parent / "priors"
+        s, cache = self.settings, folder_of("priors")
         return load_prior(self.base, s.class_word, s.prior_pictures, cache, self._telling("prior"))
 
     def _neutral(self) -> dict[str, Tensor]:

@@ -10,10 +10,9 @@ from PIL import Image
 
 from spectral_diffusion import metrics
 from spectral_diffusion.base import Base
-from spectral_diffusion.card import BUNDLED_JUDGES
 from spectral_diffusion.fused import Fused
 from spectral_diffusion.generate import Request, generate
-from spectral_diffusion.judges import Judges
+from spectral_diffusion.judges import Judges, bundled
 from spectral_diffusion.words import spoken
 
 # places that the bundled samples were not taught in
@@ -48,7 +47,7 @@ def show(
 
     `references`: concept -> (photos, width) vectors of `metrics.references`; `encoders`: the bundled ones if None.
     """
-    encoders = encoders or Judges(metrics.toy_identity(), metrics.toy_text(), BUNDLED_JUDGES)
+    encoders = encoders or bundled()
     images = draw(base, fused, subject, seeds, steps, places)
     per_place = [images[i : i + len(seeds)] for i in range(0, len(images), len(seeds))]
     said = [spoken(f"a photo of {subject} {place}", classes) for place in places]

@@ -88,7 +88,8 @@ class Studio:
         base = offered[base_id]
         file = Path(base).is_file()
         own = base == self._own != TOYBOX  # which tells, and would draw nothing sensible
-        asked = own or (file and prediction_of(base_layout(Path(base))) is None)
+        # a file is read only where that decides: command lines are shown often
+        asked = self._prediction and (own or (file and prediction_of(base_layout(Path(base))) is None))
         return Given(base, self._vae if file else None, self._prediction if asked else None)
 
     def whole(self) -> AbstractContextManager[None]:

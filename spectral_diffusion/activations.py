@@ -171,8 +171,9 @@ def _read(
     parts = hidden.chunk(words.layers, dim=1)
     keys = {id(layer): key for key, layer in base.layers.items()}
     for i, attention in enumerate(cross_attention_layers(base.pipeline.unet)):
-        for layer in (attention.to_k, attention.to_v):
-            meter.add(keys[id(layer)], parts[i if len(parts) > 1 else 0][:, there])
+        for layer in (keys[id(attention.to_k)], keys[id(attention.to_v)]):
+            if layer in layers:
+                meter.add(layer, parts[i if len(parts) > 1 else 0][:, there])
 
 
 def _counted(words: Words, prompt: str, which: str) -> Tensor:

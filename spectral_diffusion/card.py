@@ -94,9 +94,8 @@ def check_facts(card: Mapping[str, Any]) -> None:
         raise ValueError(f"form {card['form']!r} is unknown; known: {', '.join(get_args(Form))}")
     if not isinstance(card["card"], dict):
         raise ValueError("the card is no dictionary")
-    if card["card"].get("prediction", "epsilon") not in get_args(
-        Prediction
-    ):  # of its base; not in older files
+    # of its base; not in older files
+    if card["card"].get("prediction", "epsilon") not in get_args(Prediction):
         raise ValueError(f"its base predicts {str(card['card']['prediction'])[:20]!r}")
     if card["preview"] is not None and not _is_small_image(card["preview"]):
         raise ValueError(f"the preview is no PNG or JPEG of at most {PREVIEW_BYTES // 1024} KB")

@@ -275,10 +275,8 @@ def applied(base: Base, fused: Fused | None) -> Iterator[Words]:
             base.adaptable[layer].weight.data = (weight.float() + change).to(weight.dtype)
         yield Words(fused.words, base.pipeline.tokenizer).to(works_on(base.pipeline))
     finally:
-        for (
-            layer,
-            weight,
-        ) in kept.items():  # where its neighbours are: an offloaded base may be elsewhere by now
+        # where its neighbours are: an offloaded base may be elsewhere by now
+        for layer, weight in kept.items():
             base.adaptable[layer].weight.data = weight.to(base.adaptable[layer].weight.device)
 
 

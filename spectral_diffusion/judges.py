@@ -54,11 +54,14 @@ class Judges:
         return self.name == BUNDLED_JUDGES
 
 
+def bundled() -> Judges:
+    """The bundled encoders, which know the drawings of the bundled base only."""
+    return Judges(metrics.toy_identity(), metrics.toy_text(), BUNDLED_JUDGES)
+
+
 def bundled_for(base: Base) -> Judges | None:
-    """The bundled encoders, which know the drawings of the bundled base only; None for another base."""
-    return (
-        Judges(metrics.toy_identity(), metrics.toy_text(), BUNDLED_JUDGES) if base.name == "toybox" else None
-    )
+    """The bundled encoders for the bundled base; None for another one."""
+    return bundled() if base.name == "toybox" else None
 
 
 def load_judges(judge: str, judge_identity: str | None = None) -> Judges:

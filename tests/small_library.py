@@ -55,3 +55,11 @@ def contents(library):
         for path in sorted(library.rglob("*"))
         if path.is_file() and not {".locks", ".thumbs"} & set(path.relative_to(library).parts)
     }
+
+
+def stocked(folder):
+    """`rex` in columns 0..1, `mia` in 2..3, `bo` reserved in 4..5."""
+    add(folder, "rex")
+    add(folder, "mia")
+    ledger_of(folder).reserve("bo", 2)
+    return folder

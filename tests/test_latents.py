@@ -13,8 +13,9 @@ from PIL import Image
 
 from concepts import latent_cache, latents
 from concepts.dataset import Example
-from concepts.latent_cache import prune, vae_key
+from concepts.latent_cache import vae_key
 from concepts.latents import Latents, draw, encode_buckets
+from spectral_diffusion.cache import prune
 from spectral_diffusion.errors import InputError
 
 

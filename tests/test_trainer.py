@@ -141,6 +141,20 @@ def test_training_and_its_previews_use_the_slice_of_the_concept(base, pristine, 
     assert 10 * distance(1.0) < distance(0.0)
 
 
+def test_where_words_alone_learn_nothing_is_asked_of_plain_prompts(base, pristine, teach, tmp_path):
+    stages = []
+    teach(
+        tmp_path,
+        "bob",
+        "dog",
+        lambda stage, *_: stages.append(stage),
+        unet_rate=0,
+        text_rate=0,
+        prior_weight=0,
+    )
+    assert "train" in stages and "neutral" not in stages
+
+
 def test_a_rotation_stays_in_its_slice(base, taught):
     wanted = spectrum_of(base, [2, 3])
     for layer, change in deltas(taught.mia).items():
